@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cve holds the identifier of a vulnerability and what is said of it.
+package cve
+
+import (
+	"regexp"
+
+	"klatch/internal/fault"
+)
+
+// ID is a CVE identifier: "CVE-", a year and four to nineteen digits
+// (CVE Record Format 5.1, schema cveId).
+type ID string
+
+var pattern = regexp.MustCompile(`^CVE-[0-9]{4}-[0-9]{4,19}$`)
+
+// Parse checks the form of an identifier.
+func Parse(s string) (ID, error) {
+	if !pattern.MatchString(s) {
+		return "", fault.New(fault.Invalid, "bad_cve", "%q is not a CVE identifier", s).
+			WithHint("write it as CVE-2026-12345")
+	}
+	return ID(s), nil
+}
+
+// UnmarshalText parses, so that no JSON or TOML brings in a malformed one.
+func (id *ID) UnmarshalText(b []byte) error {
+	p, err := Parse(string(b))
+	if err != nil {
+		return err
+	}
+	*id = p
+	return nil
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire is the JSON that a machine and a server exchange, version 1.
+// Names and meanings never change within a version; fields are only added,
+// with a zero value that means "not said". Paths:
+//
+//	POST /v1/enroll   EnrollRequest → EnrollAnswer   one-use token in the body
+//	POST /v1/renew    RenewRequest  → RenewAnswer    machine certificate
+//	POST /v1/check    CheckRequest  → CheckAnswer    machine certificate
+//	POST /v1/reports  Report        → 204            machine certificate
+//	GET  /metadata/…  /targets/…                     the TUF repository, public
+//
+// Errors are problem documents (RFC 9457), see Problem.
+package wire
+
+import (
+	"time"
+
+	"klatch/internal/cve"
+	"klatch/internal/fault"
+	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
+)
+
+// MaxBody limits every body of this package in both directions, in bytes.
+const MaxBody = 256 << 10
+
+// MaxQueuedReports limits what a machine keeps while the server is away; the
+// oldest go first, because the newest tells the present state.
+const MaxQueuedReports = 200
+
+// Token is an enrollment token as a person handles it:
+// "klatch1.<secret>.<ca>", secret and ca base64url without padding; secret is
+// 32 random bytes, ca the SHA-256 of the server's CA certificate in DER. So a
+// machine knows the right server before it says the secret.
+type Token string
+
+// Facts is what a machine says about itself. The server believes it for
+// targeting and for pages, never for trust.
+type Facts struct {
+	Hostname string         `json:"hostname"`
+	Kernel   kernel.Build   `json:"kernel"`
+	BootID   string         `json:"boot_id"`             // /proc/sys/kernel/random/boot_id
+	Lockdown string         `json:"lockdown"`            // none, integrity, confidentiality or unknown
+	Enforced string         `json:"module_sig_enforced"` // yes, no or unknown
+	Version  string         `json:"version"`             // of klatchd
+	Newer    kernel.Release `json:"newer_kernel,omitempty"`
+}
+
+// EnrollRequest asks for a machine credential.
+type EnrollRequest struct {
+	Token Token  `json:"token"`
+	CSR   []byte `json:"csr"` // PKCS #10 in DER, ECDSA P-256; its subject is ignored
+	Facts Facts  `json:"facts"`
+}
+
+// EnrollAnswer is the credential.
+type EnrollAnswer struct {
+	MachineID   string    `json:"machine_id"` // "mch_…"
+	Tier        string    `json:"tier"`
+	Certificate []byte    `json:"certificate"` // X.509 in DER, subject CN is the machine id
+	CA          []byte    `json:"ca"`          // X.509 in DER
+	Expires     time.Time `json:"expires"`
+}
+
+// RenewRequest asks for a fresh certificate before the old one expires.
+type RenewRequest struct {
+	CSR []byte `json:"csr"`
+}
+
+// RenewAnswer is the fresh certificate.
+type RenewAnswer struct {
+	Certificate []byte    `json:"certificate"`
+	Expires     time.Time `json:"expires"`
+}
+
+// CheckRequest is one look for something newer.
+type CheckRequest struct {
+	Facts    Facts              `json:"facts"`
+	Sequence livepatch.Sequence `json:"sequence"` // loaded now; 0 for none
+	State    State              `json:"state"`
+}
+
+// CheckAnswer names a livepatch of the signed repository, or none. It can
+// delay, never invent: the machine verifies the target by itself.
+type CheckAnswer struct {
+	Offer  *Offer `json:"offer"`  // null: nothing for this machine now
+	Reason string `json:"reason"` // why this answer, a code such as "newest", "no_livepatch", "current"
+}
+
+// Offer is a target of the TUF repository.
+type Offer struct {
+	Target   string             `json:"target"`
+	Sequence livepatch.Sequence `json:"sequence"`
+}
+
+// Phase is where a machine is on its journey (docs: ARCHITECTURE.md).
+type Phase string
+
+// The phases, stored and sent as these words.
+const (
+	Idle          Phase = "idle"
+	Staged        Phase = "staged"
+	Loading       Phase = "loading"
+	Transitioning Phase = "transitioning"
+	Stalled       Phase = "stalled"
+	Soaking       Phase = "soaking"
+	Confirmed     Phase = "confirmed"
+	Suspect       Phase = "suspect"
+	Failed        Phase = "failed"
+)
+
+// State is one machine's state: one word with one reason and one next step,
+// and every raw axis beside it.
+type State struct {
+	State    string             `json:"state"`  // see docs/reference/states.md
+	Reason   fault.Code         `json:"reason"` // why, stable
+	Text     string             `json:"text"`   // the reason for a person
+	NextStep string             `json:"next_step"`
+	Phase    Phase              `json:"phase"`
+	Sequence livepatch.Sequence `json:"sequence"` // loaded and enabled now; 0 for none
+	Highest  livepatch.Sequence `json:"highest"`  // highest ever confirmed on this kernel build
+	Fixes    []livepatch.Fix    `json:"fixes"`    // fixed live, from the manifest of what is loaded
+	Advice   string             `json:"reboot_advice"`
+	Reasons  []fault.Code       `json:"reboot_reasons"`
+}
+
+// Event is a step on the journey that the server is told of.
+type Event string
+
+// The events, one for each step that is reported.
+const (
+	EventEnrolled  Event = "enrolled"
+	EventStaged    Event = "staged"
+	EventLoading   Event = "loading"
+	EventLoaded    Event = "loaded"
+	EventConfirmed Event = "confirmed"
+	EventStalled   Event = "stalled"
+	EventSuspect   Event = "suspect"
+	EventFailed    Event = "failed"
+	EventBooted    Event = "booted" // first contact after a boot
+	EventRefused   Event = "refused"
+)
+
+// Report is sent at least once; Key makes the second time harmless.
+type Report struct {
+	Key      string             `json:"key"` // random, unique per report of a machine
+	Event    Event              `json:"event"`
+	At       time.Time          `json:"at"`
+	BootID   string             `json:"boot_id"`
+	Sequence livepatch.Sequence `json:"sequence"` // the livepatch concerned; 0 for none
+	Code     fault.Code         `json:"code,omitempty"`
+	Text     string             `json:"text,omitempty"`
+	Took     int64              `json:"took_ms,omitempty"` // transition time, milliseconds
+	Fixes    []cve.ID           `json:"fixes,omitempty"`
+	State    State              `json:"state"`
+	Facts    Facts              `json:"facts"`
+}
+
+// Problem is an error answer (RFC 9457): type is the fault kind.
+type Problem struct {
+	Type   fault.Kind `json:"type"`
+	Title  string     `json:"title"`
+	Status int        `json:"status"`
+	Code   fault.Code `json:"code,omitempty"`
+	Hint   string     `json:"hint,omitempty"`
+}
