@@ -82,11 +82,14 @@ depaware: ## write the list of what the root program links
 .PHONY: gen
 gen: ## generated code, man pages, references, golden files
 	$(GO) generate ./...
-	$(GO) test -run TestImportTableIsDocumented -args -update .
+	$(GO) test -run TestImportTableIsDocumented . -args -update
 
 .PHONY: gen-diff
-gen-diff: gen ## fails when generated files are not up to date
-	git diff --exit-code
+gen-diff: ## fails when generated files are not up to date
+	@state() { git status --porcelain; git diff; }; \
+	before=$$(state); $(MAKE) gen; after=$$(state); \
+	if [ "$$before" != "$$after" ]; then git --no-pager diff --stat; \
+	echo 'gen-diff: make gen changes files; commit what it writes' >&2; exit 1; fi
 
 .PHONY: deb
 deb: build ## Debian packages into dist/out/

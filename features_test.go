@@ -82,7 +82,7 @@ func featureViolations(id, row string, known evidence) []string {
 	proofs := 0
 	for _, m := range backticked.FindAllStringSubmatch(proof, -1) {
 		name := strings.TrimSpace(m[1])
-		exists := true
+		var exists bool
 		switch test, target := testName.FindStringSubmatch(name), makeTarget.FindStringSubmatch(name); {
 		case test != nil:
 			exists = known.tests[test[1]]

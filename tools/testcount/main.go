@@ -216,7 +216,7 @@ func endPackage(e event, got outcomes, output map[string][]string, failures map[
 		fmt.Fprintf(out, "%s%s", strings.Join(output[e.FailedBuild], ""), strings.Join(lines, ""))
 		// A test that never ended has no event of its own; its output says where it was.
 		for key, l := range output {
-			if strings.HasPrefix(key, e.Package+" ") && key != e.Package+" " {
+			if strings.HasPrefix(key, e.Package+" ") && key != e.Package+" " && key != e.FailedBuild {
 				fmt.Fprintf(out, "%s", strings.Join(l, ""))
 			}
 		}
