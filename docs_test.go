@@ -161,22 +161,6 @@ func withoutCode(text string) string {
 	return b.String()
 }
 
-// TestNoMachinePaths keeps what belongs to one person's machine out of the
-// repository.
-func TestNoMachinePaths(t *testing.T) {
-	for _, file := range filesBelow(t, ".", ".go", ".md", ".yml", ".yaml", ".toml", "Makefile", ".ci/run", "tools/deps", ".sh", ".service") {
-		if file == "docs_test.go" {
-			continue
-		}
-		text := readText(t, file)
-		for _, bad := range []string{"/work/", "/root/go"} {
-			if strings.Contains(text, bad) {
-				t.Errorf("%s contains %q", file, bad)
-			}
-		}
-	}
-}
-
 func readText(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
