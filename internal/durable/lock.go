@@ -6,25 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
-	"golang.org/x/sys/unix"
+	"klatch/internal/fault"
 )
 
-// Lock takes an exclusive lock on a file, which it makes, and waits for it
-// (flock(2)). The lock ends with the returned function or with the process.
-func Lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|noFollow, 0o600)
+// Lock takes the advisory lock of a file (flock(2), exclusive), which it
+// makes if it is missing, and does not wait: somebody else's lock is
+// a conflict. The kernel drops the lock when the process ends, however it
+// ends, so none is ever stale.
+func Lock(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("lock: %w", err)
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = fault.New(fault.Conflict, "locked", "lock %s: another process holds it", path).
+				WithHint("wait until the other process is done, then repeat")
+		} else {
+			err = fmt.Errorf("lock %s: %w", path, err)
 		}
+		return nil, errors.Join(err, f.Close())
 	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil // closing ends the lock; nothing was written
+	return f.Close, nil
 }

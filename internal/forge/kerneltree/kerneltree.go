@@ -166,7 +166,7 @@ func (m Maker) Add(ctx context.Context, r kernel.Release, sourceVersion string) 
 	if err != nil {
 		return e, err
 	}
-	defer unlock()
+	defer unlock() //nolint:errcheck // nothing was written
 	if !t.Ready() {
 		if err := m.make(ctx, t, k, &e); err != nil {
 			return e, err
@@ -300,7 +300,7 @@ func (m Maker) describe(t Tree, e *catalog.Entry) error {
 
 // lock keeps two runs from making the same kernel. It is released when the
 // process ends, however it ends.
-func lock(dir, name string) (func(), error) {
+func lock(dir, name string) (func() error, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
