@@ -135,7 +135,7 @@ func fromFile(f lab.File) entry {
 
 // makeDisks makes the copy-on-write layer of the root disk and the read-only
 // disk with the agent and the given files.
-func (r *Rig) makeDisks(ctx context.Context, s lab.Spec, dir string) ([]option, error) {
+func (r *Rig) makeDisks(ctx context.Context, s lab.Spec, dir string) (disks, error) {
 	base, err := filepath.Abs(s.Root)
 	if err != nil {
 		return nil, err
@@ -147,9 +147,9 @@ func (r *Rig) makeDisks(ctx context.Context, s lab.Spec, dir string) ([]option, 
 	if err := r.makeFilesDisk(ctx, s, dir); err != nil {
 		return nil, fmt.Errorf("make files disk: %w", err)
 	}
-	return []option{
-		rootDisk{disk{id: "root", file: overlayName, format: "qcow2"}},
-		disk{id: "files", file: filesName, format: "raw", readOnly: true},
+	return disks{
+		{id: "root", file: overlayName, format: "qcow2"},
+		{id: "files", file: filesName, format: "raw", readOnly: true},
 	}, nil
 }
 

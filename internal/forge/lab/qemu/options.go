@@ -109,27 +109,32 @@ func (m monitor) args() []string {
 		"-mon", "chardev=monitor,mode=control"}
 }
 
-// disk is an NVMe drive. NVMe, because the stock kernels have its driver
-// built in while virtio's is a module: so no guest needs an initramfs made
-// for it.
+// disks are the name spaces of one NVMe controller, in order: /dev/nvme0n1
+// and so on. NVMe, because the stock cloud kernels have its driver built in
+// while virtio's is a module: so no guest needs an initramfs made for it.
+// One controller, because two may be numbered in either order.
+type disks []disk
+
 type disk struct {
-	plain
 	id, file, format string
 	readOnly         bool
 }
 
-func (d disk) args() []string {
-	drive := fmt.Sprintf("if=none,id=%s,file=%s,format=%s,discard=unmap", d.id, escape(d.file), d.format)
-	if d.readOnly {
-		drive += ",readonly=on"
+func (ds disks) args() []string {
+	args := []string{"-device", "nvme,id=nvme0,serial=klatch-lab"}
+	for i, d := range ds {
+		drive := fmt.Sprintf("if=none,id=%s,file=%s,format=%s,discard=unmap", d.id, escape(d.file), d.format)
+		if d.readOnly {
+			drive += ",readonly=on"
+		}
+		args = append(args, "-drive", drive, "-device", fmt.Sprintf("nvme-ns,bus=nvme0,nsid=%d,drive=%s", i+1, d.id))
 	}
-	return []string{"-drive", drive, "-device", fmt.Sprintf("nvme,serial=%s,drive=%s", d.id, d.id)}
+	return args
 }
 
-// rootDisk is the disk that the kernel mounts by itself.
-type rootDisk struct{ disk }
-
-func (rootDisk) kernelArgs() []string {
+// kernelArgs: the first disk is the root file system, which the kernel
+// mounts itself.
+func (disks) kernelArgs() []string {
 	return []string{"root=/dev/nvme0n1", "rootfstype=ext4", "rw", "rootwait"}
 }
 

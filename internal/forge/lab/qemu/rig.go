@@ -187,11 +187,11 @@ func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir st
 			return nil, fmt.Errorf("make initramfs: %w", err)
 		}
 	} else {
-		disks, err := r.makeDisks(ctx, s, dir)
+		both, err := r.makeDisks(ctx, s, dir)
 		if err != nil {
 			return nil, err
 		}
-		options = append(options, disks...)
+		options = append(options, both)
 	}
 	switch s.Network {
 	case lab.Isolated:
