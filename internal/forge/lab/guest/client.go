@@ -25,8 +25,8 @@ const grace = 20 * time.Second
 // pingEvery is how often Await asks an agent that has not spoken yet.
 const pingEvery = 500 * time.Millisecond
 
-// errLineClosed is the end of the line: the emulator is gone, or the cable.
-var errLineClosed = errors.New("line closed")
+// ErrLineClosed is the end of the line: the emulator is gone, or the cable.
+var ErrLineClosed = errors.New("line closed")
 
 // errAgentRestarted: the kernel is the same, the agent is not. Somebody in
 // the guest killed it, or the guest ran out of memory.
@@ -242,7 +242,7 @@ func (c *Client) read() {
 			continue
 		case err != nil:
 			c.mu.Lock()
-			c.closed = errLineClosed
+			c.closed = ErrLineClosed
 			c.giveUp()
 			c.mu.Unlock()
 			return
