@@ -169,6 +169,10 @@ func (c *Client) put(ctx context.Context, path string, mode fs.FileMode, content
 func (c *Client) call(ctx context.Context, req request, limit time.Duration) (response, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("guest did not answer within %v", limit))
 	defer cancel()
+	// What is said to a guest that still boots is lost.
+	if _, err := c.Await(ctx, ""); err != nil {
+		return response{}, err
+	}
 	req.ID = c.newID()
 	answer := make(chan response, 1)
 	c.mu.Lock()
