@@ -89,7 +89,7 @@ func (d Driver) Build(ctx context.Context, p compose.Plan, dir string, clock *bu
 		return j.refused(), nil
 	}
 	for _, step := range []func(context.Context, []object) error{
-		j.environment, j.compileOriginal, j.applyAndCompile, j.extract, j.prove, j.link,
+		j.environment, j.compileOriginal, j.applyAndCompile, j.prove, j.extract, j.link,
 	} {
 		if err := step(ctx, objects); err != nil {
 			return j.result, err
@@ -323,7 +323,8 @@ func shorten(b []byte) string {
 	return s
 }
 
-// prove compares the unpatched objects, as shipped, with the kernel.
+// prove compares the unpatched objects, as shipped, with the kernel. It comes
+// before the differ, which would blame the fix for a wrong environment.
 func (j *job) prove(_ context.Context, objects []object) error {
 	done := j.clock.Step("match", "prove that the unpatched code is what the kernel runs")
 	k, err := match.Open(j.tree.Vmlinux())
@@ -338,19 +339,45 @@ func (j *job) prove(_ context.Context, objects []object) error {
 				Hint: "a fix in a file that is not built needs no livepatch; modules are not supported yet"})
 			continue
 		}
-		if err := k.Object(j.file(filepath.Join("shipped", o.name())), o.source, o.changed, m); err != nil {
+		changed, err := match.Changed(j.file(filepath.Join("original", o.name())), j.file(filepath.Join("patched", o.name())))
+		if err != nil {
+			return err
+		}
+		if err := k.Object(j.file(filepath.Join("shipped", o.name())), o.source, changed, m); err != nil {
 			return err
 		}
 	}
 	for _, d := range m.Different {
 		if d.Replaced {
-			j.refuse(build.Refusal{Code: "match_failed", File: d.File, Function: d.Function, Detail: d.Why,
-				Rule: "compiled unpatched, the function must be byte for byte what the kernel runs",
-				Hint: environmentHint(m.Environment)})
+			j.refuseUnproved(d.File, d.Function, d.Why)
 		}
 	}
 	done(fmt.Sprintf("%d of %d functions identical", m.Identical, m.Checked))
 	return nil
+}
+
+func (j *job) refuseUnproved(file, function, why string) {
+	j.refuse(build.Refusal{Code: "match_failed", File: file, Function: function, Detail: why,
+		Rule: "compiled unpatched, the function must be byte for byte what the kernel runs",
+		Hint: environmentHint(j.result.Match.Environment)})
+}
+
+// onlyReplaced reduces the proof to the functions that the livepatch really
+// replaces, and refuses if one of them has none.
+func (j *job) onlyReplaced(objects []object) {
+	m := &j.result.Match
+	var proved []match.Proved
+	for _, o := range objects {
+		for _, f := range o.changed {
+			i := slices.IndexFunc(m.Replaced, func(p match.Proved) bool { return p.File == o.source && p.Function == f })
+			if i < 0 {
+				j.refuseUnproved(o.source, f, "the function was not compared")
+				continue
+			}
+			proved = append(proved, m.Replaced[i])
+		}
+	}
+	m.Replaced = proved
 }
 
 func environmentHint(env []match.Setting) string {
