@@ -6,24 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
-	"golang.org/x/sys/unix"
+	"klatch/internal/fault"
 )
 
-// Lock waits until no other process holds the folder's lock and takes it
-// (flock(2)). Closing the file, or the end of the process, gives it up.
-func Lock(dir string) (*os.File, error) {
-	d, err := os.Open(dir)
+// Lock takes the advisory lock of a file (flock(2), exclusive), which it
+// makes if it is missing, and does not wait: somebody else's lock is
+// a conflict. The kernel drops the lock when the process ends, however it
+// ends, so none is ever stale.
+func Lock(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock folder: %w", err)
+		return nil, fmt.Errorf("lock: %w", err)
 	}
-	for {
-		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if err == nil {
-			return d, nil
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = fault.New(fault.Conflict, "locked", "lock %s: another process holds it", path).
+				WithHint("wait until the other process is done, then repeat")
+		} else {
+			err = fmt.Errorf("lock %s: %w", path, err)
 		}
-		if !errors.Is(err, unix.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock folder %s: %w", dir, err), d.Close())
-		}
+		return nil, errors.Join(err, f.Close())
 	}
+	return f.Close, nil
 }

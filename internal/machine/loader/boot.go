@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,7 @@ func (l *Loader) Boot() (outcome string, err error) {
 		b.Outcome, b.Code, b.Text = bootFailed, fault.CodeOf(err), err.Error()
 	}
 	s.journal.Boot = b
-	s.Log.Info("boot", "outcome", b.Outcome, "highest", s.record.Highest, "build_id", s.Build.ID)
+	s.Log.Info("boot", slog.String("outcome", b.Outcome), sequence(s.record.Highest))
 	return b.Outcome, errors.Join(err, s.save())
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,7 +93,7 @@ func (s *session) reconcile() error {
 		return s.prune()
 	case a.BootID != s.BootID:
 		s.record.Deaths[a.Sequence]++
-		s.Log.Warn("the machine went down with an attempt in flight", "sequence", a.Sequence, "boots", s.record.Deaths[a.Sequence])
+		s.Log.Warn("the machine went down with an attempt in flight", sequence(a.Sequence), slog.Int("boots", s.record.Deaths[a.Sequence]))
 	case s.find(a.Sequence) != nil:
 		return s.prune()
 	}

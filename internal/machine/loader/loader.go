@@ -57,15 +57,15 @@ type session struct {
 	klp.State
 	journal journal
 	record  *record // of the running kernel build
-	lock    *os.File
+	close   func() error // gives the lock up
 }
 
 func (l *Loader) open() (*session, error) {
-	lock, err := durable.Lock(l.State)
+	unlock, err := durable.Lock(filepath.Join(l.State, "lock"))
 	if err != nil {
 		return nil, err
 	}
-	s := &session{Loader: l, lock: lock}
+	s := &session{Loader: l, close: unlock}
 	if s.State, err = l.Kernel.Look(); err == nil {
 		err = s.readJournal()
 	}
@@ -74,8 +74,6 @@ func (l *Loader) open() (*session, error) {
 	}
 	return s, nil
 }
-
-func (s *session) close() error { return s.lock.Close() }
 
 // ours lists our livepatches in the kernel, newest first; foreign the others.
 func (s *session) ours() (ours []livepatch.Sequence, foreign []string) {
@@ -225,7 +223,7 @@ func (s *session) attempt(n livepatch.Sequence, sealed *klp.Sealed, atBoot bool)
 		s.record.Attempt = nil
 		return errors.Join(err, s.save(), s.prune())
 	}
-	s.Log.Info("livepatch loaded", "sequence", n, "build_id", s.Build.ID, "at_boot", atBoot)
+	s.Log.Info("livepatch loaded", sequence(n), slog.Bool("at_boot", atBoot))
 	return nil
 }
 
@@ -255,7 +253,7 @@ func (s *session) confirm(n livepatch.Sequence) error {
 	if err := s.save(); err != nil {
 		return err
 	}
-	s.Log.Info("livepatch confirmed", "sequence", n, "build_id", s.Build.ID)
+	s.Log.Info("livepatch confirmed", sequence(n))
 	return s.prune()
 }
 
@@ -317,6 +315,8 @@ func (s *session) takeOut(n livepatch.Sequence, limit time.Duration) error {
 		}
 	}
 }
+
+func sequence(n livepatch.Sequence) slog.Attr { return slog.Uint64("sequence", uint64(n)) }
 
 func notLoaded(n livepatch.Sequence) error {
 	return fault.New(fault.NotFound, "not_loaded", "sequence %d is not in the kernel", n)

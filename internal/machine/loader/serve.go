@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"time"
 
@@ -33,6 +34,7 @@ func (l *Loader) handle(c *loaderapi.Conn) {
 	defer c.Close() //nolint:errcheck // the answer is sent, or the peer is gone
 	var a loaderapi.Answer
 	r, files, err := c.Receive()
+	op := slog.String("op", string(r.Op))
 	if c.UID != 0 && c.UID != l.Daemon {
 		err = fault.New(fault.Denied, "not_allowed", "uid %d may not ask the loader", c.UID)
 	}
@@ -41,10 +43,10 @@ func (l *Loader) handle(c *loaderapi.Conn) {
 	}
 	loaderapi.CloseFiles(files)
 	if err != nil {
-		l.Log.Warn("request refused", "op", r.Op, "uid", c.UID, "code", fault.CodeOf(err), "err", err)
+		l.Log.Warn("request refused", op, slog.Uint64("uid", uint64(c.UID)), slog.String("code", string(fault.CodeOf(err))), slog.Any("err", err))
 	}
 	if err := c.Answer(a, err); err != nil {
-		l.Log.Warn("answer not sent", "op", r.Op, "err", err)
+		l.Log.Warn("answer not sent", op, slog.Any("err", err))
 	}
 }
 

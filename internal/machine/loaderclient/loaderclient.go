@@ -17,9 +17,8 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
@@ -126,12 +125,12 @@ func (c *Client) exchange(ctx context.Context, body []byte, files []*os.File) ([
 		for _, f := range files {
 			fds = append(fds, int(f.Fd()))
 		}
-		rights = unix.UnixRights(fds...)
+		rights = syscall.UnixRights(fds...)
 	}
 	msg := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	_, _, err = s.WriteMsgUnix(msg, rights, nil)
 	runtime.KeepAlive(files)
-	if err != nil && !errors.Is(err, unix.EPIPE) { // then a refusal may be there to read
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // then a refusal may be there to read
 		return nil, gone(err)
 	}
 	var head [4]byte
