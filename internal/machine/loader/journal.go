@@ -21,9 +21,8 @@ import (
 )
 
 const (
-	journalVersion = 1
-	maxJournal     = 1 << 20 // a few hundred bytes for each kernel build ever run
-	maxDeaths      = 2       // boots that may die with one sequence in flight
+	maxJournal = 1 << 20 // a few hundred bytes for each kernel build ever run
+	maxDeaths  = 2       // boots that may die with one sequence in flight
 )
 
 // journal is the loader's own memory. Whoever deletes it must be root, and
@@ -52,17 +51,24 @@ type boot struct {
 func (s *session) journalPath() string { return filepath.Join(s.Loader.State, "journal.json") }
 
 func (s *session) readJournal() error {
-	s.journal = journal{Version: journalVersion, Builds: map[kernel.BuildID]*record{}}
 	b, err := durable.ReadFile(s.journalPath(), maxJournal)
+	if errors.Is(err, fs.ErrNotExist) {
+		b, err = []byte(`{"version":1,"builds":{}}`), nil
+	}
 	if err == nil {
 		d := json.NewDecoder(bytes.NewReader(b))
 		d.DisallowUnknownFields()
 		err = d.Decode(&s.journal)
-		if err == nil && (s.journal.Version != journalVersion || s.journal.Builds == nil) {
-			err = fmt.Errorf("version %d, want %d", s.journal.Version, journalVersion)
+	}
+	if err == nil && (s.journal.Version != 1 || s.journal.Builds == nil) {
+		err = fmt.Errorf("version %d, want 1, with builds", s.journal.Version)
+	}
+	for id, r := range s.journal.Builds {
+		if r == nil {
+			err = fmt.Errorf("build %s is null", id)
 		}
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return fault.New(fault.Internal, "journal_malformed", "read the loader's journal: %w", err).
 			WithHint("look at %s; without it the loader does nothing", s.journalPath())
 	}

@@ -56,7 +56,7 @@ type session struct {
 	*Loader
 	klp.State
 	journal journal
-	record  *record // of the running kernel build
+	record  *record      // of the running kernel build
 	close   func() error // gives the lock up
 }
 
