@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
@@ -93,7 +94,7 @@ func (s *session) boot() (string, error) {
 }
 
 func (s *session) readStored(n livepatch.Sequence, suffix string, limit int64) (*klp.Sealed, error) {
-	f, err := os.Open(s.storePath(n, suffix))
+	f, err := os.OpenFile(s.storePath(n, suffix), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fault.New(fault.Internal, "store_missing", "read the stored livepatch: %w", err)
 	}

@@ -144,14 +144,22 @@ func (r *rig) serve() {
 	r.check(unix.Listen(fd, 16))
 	l, err := loaderapi.On(fd)
 	r.check(err)
-	done := make(chan error, 1)
-	go func() { done <- r.loader.Serve(l, 300*time.Millisecond) }()
-	r.t.Cleanup(func() {
-		if err := <-done; err != nil {
-			r.t.Errorf("serve: %v", err)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for { // as systemd starts the loader again
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := r.loader.Serve(l, 10*time.Millisecond); err != nil {
+				r.t.Errorf("serve: %v", err)
+				return
+			}
 		}
-		_ = l.Close()
-	})
+	}()
+	r.t.Cleanup(func() { close(stop); <-done; _ = l.Close() })
 }
 
 // lp is a livepatch in the making; its parts may be spoiled at each step.
