@@ -25,6 +25,7 @@ import (
 	"klatch/internal/machine/klp"
 	"klatch/internal/testkit"
 	"klatch/internal/testkit/klpfake"
+	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
 )
 
@@ -55,7 +56,7 @@ func TestAttack(t *testing.T) {
 	put16 := func(at int, v uint16) func(*making) {
 		return elf(func(b []byte) []byte { binary.LittleEndian.PutUint16(b[at:], v); return b })
 	}
-	noteBy := func(f func(publisher) []note.Signer) func(*making) { return func(m *making) { m.noteBy = f } }
+	noteBy := func(f func(signed.Publisher) []note.Signer) func(*making) { return func(m *making) { m.noteBy = f } }
 	neighbor := running
 	neighbor.Distro, neighbor.Release, neighbor.ID = "debian-12", "6.1.0-55-cloud-amd64", kernel.BuildID{0xab, 2}
 	rebuilt := neighbor
@@ -74,7 +75,7 @@ func TestAttack(t *testing.T) {
 		{name: "unsigned module", make: func(m *making) { m.unsigned = true }, code: "module_unsigned"},
 		{name: "foreign module key", make: func(m *making) { m.moduleBy = strangers() }, code: "module_key_unknown"},
 		{name: "module key of another, our name on it", make: func(m *making) {
-			m.moduleBy = publisher{private: strangers().private, module: ours().module}
+			m.moduleBy = signed.Publisher{Private: strangers().Private, Module: ours().Module}
 		}, code: "module_signature_bad"},
 		{name: "truncated module", spoil: func(p *lp) { p.module = p.module[:len(p.module)-1] }, code: "module_truncated"},
 		{name: "empty module", spoil: func(p *lp) { p.module = nil }, code: "module_truncated"},
@@ -85,7 +86,7 @@ func TestAttack(t *testing.T) {
 			m.manifest = func(x *livepatch.Manifest) { x.Module.SHA512 = strings.Repeat("0", 128) }
 		}, code: "module_digest"},
 		{name: "signature twice", make: elf(func(b []byte) []byte {
-			out, err := trust.AppendModuleSignature(b, ours().module, ours().private, nil)
+			out, err := trust.AppendModuleSignature(b, ours().Module, ours().Private, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,12 +94,12 @@ func TestAttack(t *testing.T) {
 		}), code: "module_signature_malformed"},
 
 		{name: "manifest by another key", make: func(m *making) { m.by = strangers() }, code: "manifest_untrusted"},
-		{name: "manifest by one of two keys", make: noteBy(func(p publisher) []note.Signer { return p.signers[:1] }), code: "manifest_threshold"},
-		{name: "manifest by ours and a stranger", make: noteBy(func(p publisher) []note.Signer {
-			return []note.Signer{p.signers[0], strangers().signers[0]}
+		{name: "manifest by one of two keys", make: noteBy(func(p signed.Publisher) []note.Signer { return p.Signers[:1] }), code: "manifest_threshold"},
+		{name: "manifest by ours and a stranger", make: noteBy(func(p signed.Publisher) []note.Signer {
+			return []note.Signer{p.Signers[0], strangers().Signers[0]}
 		}), code: "manifest_threshold"},
-		{name: "manifest signed twice by one key", make: noteBy(func(p publisher) []note.Signer {
-			return []note.Signer{p.signers[0], p.signers[0]}
+		{name: "manifest signed twice by one key", make: noteBy(func(p signed.Publisher) []note.Signer {
+			return []note.Signer{p.Signers[0], p.Signers[0]}
 		}), code: "manifest_threshold"},
 		{name: "manifest unsigned", spoil: func(p *lp) { p.manifest, _, _ = bytes.Cut(p.manifest, []byte("\n\n")) }, code: "manifest_untrusted"},
 		{name: "manifest changed", spoil: func(p *lp) {
@@ -370,9 +371,7 @@ func attackMachine(t *testing.T) {
 		}
 	})
 	t.Run("L/anchor", func(t *testing.T) {
-		p := ours()
-		good := trust.Anchor{Publisher: "test.example", Profile: trust.Small,
-			Manifest: trust.KeySet{Threshold: 2, Keys: p.keys}, ModuleKeys: []trust.ModuleKey{p.module}}
+		good := ours().Anchor()
 		lab, alone := good, good
 		lab.Profile, lab.Manifest.Threshold = trust.Lab, 1
 		alone.Manifest.Threshold = 1

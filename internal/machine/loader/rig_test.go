@@ -4,10 +4,6 @@ package loader_test
 
 import (
 	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/sha512"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -28,47 +24,22 @@ import (
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/machine/loaderclient"
 	"klatch/internal/testkit/klpfake"
+	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
 )
 
 var running = kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-56-cloud-amd64", ID: kernel.BuildID{0xab, 1}}
 
-// publisher holds the keys; made once, because RSA keys take long.
-type publisher struct {
-	signers []note.Signer // three, threshold two
-	keys    []string
-	private *rsa.PrivateKey
-	module  trust.ModuleKey
-}
-
+// Keys are made once, because RSA keys take long.
 var (
-	ours      = sync.OnceValue(func() publisher { return newPublisher("klatch test") })
-	strangers = sync.OnceValue(func() publisher { return newPublisher("stranger") })
+	ours      = sync.OnceValue(func() signed.Publisher { return newPublisher("klatch test") })
+	strangers = sync.OnceValue(func() signed.Publisher { return newPublisher("stranger") })
 )
 
-func newPublisher(name string) publisher {
-	must := func(err error) {
-		if err != nil {
-			panic(err)
-		}
-	}
-	var p publisher
-	for i := range 3 {
-		private, public, err := note.GenerateKey(rand.Reader, fmt.Sprintf("%s-%d", strings.ReplaceAll(name, " ", "-"), i))
-		must(err)
-		s, err := note.NewSigner(private)
-		must(err)
-		p.signers, p.keys = append(p.signers, s), append(p.keys, public)
-	}
-	var err error
-	p.private, err = rsa.GenerateKey(rand.Reader, 2048)
-	must(err)
-	cn := append([]byte{0x0c, byte(len(name))}, name...) // Name with one common name, in DER
-	attribute := append([]byte{0x30, byte(5 + len(cn)), 0x06, 0x03, 0x55, 0x04, 0x03}, cn...)
-	set := append([]byte{0x31, byte(len(attribute))}, attribute...)
-	p.module = trust.ModuleKey{
-		Name: name, Issuer: append([]byte{0x30, byte(len(set))}, set...), Serial: []byte{0x02, 0x01, 0x07},
-		Modulus: p.private.N.Bytes(), Exponent: p.private.E,
+func newPublisher(name string) signed.Publisher {
+	p, err := signed.NewPublisher(name)
+	if err != nil {
+		panic(err)
 	}
 	return p
 }
@@ -99,12 +70,7 @@ func newRig(t *testing.T) *rig {
 	k, err := klpfake.New(filepath.Join(dir, "kernel"), running, "boot-1")
 	r.check(err)
 	r.kernel = k
-	p := ours()
-	r.anchor(trust.Anchor{
-		Publisher: "test.example", Profile: trust.Small,
-		Manifest:   trust.KeySet{Threshold: 2, Keys: p.keys},
-		ModuleKeys: []trust.ModuleKey{p.module}, Root: []byte("{}"),
-	})
+	r.anchor(ours().Anchor())
 	r.loader = &loader.Loader{
 		Kernel: k, State: filepath.Join(dir, "state"), Etc: filepath.Join(dir, "etc"),
 		Daemon: uint32(os.Getuid()), Log: slog.New(slog.DiscardHandler),
@@ -173,10 +139,10 @@ type making struct {
 	build    kernel.Build
 	elf      func(words []string) []byte
 	words    func([]string) []string
-	by       publisher // signs the manifest
-	moduleBy publisher
+	by       signed.Publisher // signs the manifest
+	moduleBy signed.Publisher
 	unsigned bool
-	noteBy   func(publisher) []note.Signer
+	noteBy   func(signed.Publisher) []note.Signer
 	manifest func(*livepatch.Manifest)
 }
 
@@ -184,8 +150,7 @@ type making struct {
 func (r *rig) make(n livepatch.Sequence, changes ...func(*making)) lp {
 	r.t.Helper()
 	m := making{build: running, by: ours(), moduleBy: ours(), elf: klpfake.Module,
-		noteBy: func(p publisher) []note.Signer { return p.signers[:2] }}
-	m.build.Distro = "debian-12"
+		noteBy: func(p signed.Publisher) []note.Signer { return p.Signers[:2] }}
 	for _, change := range changes {
 		change(&m)
 	}
@@ -197,17 +162,10 @@ func (r *rig) make(n livepatch.Sequence, changes ...func(*making)) lp {
 	out.module = m.elf(out.words)
 	var err error
 	if !m.unsigned {
-		out.module, err = trust.AppendModuleSignature(out.module, m.moduleBy.module, m.moduleBy.private, rand.Reader)
+		out.module, err = trust.AppendModuleSignature(out.module, m.moduleBy.Module, m.moduleBy.Private, rand.Reader)
 		r.check(err)
 	}
-	d256, d512 := sha256.Sum256(out.module), sha512.Sum512(out.module)
-	man := livepatch.Manifest{
-		Format: livepatch.ManifestFormat, Kernel: m.build, Sequence: n,
-		Module: livepatch.Module{Name: n.ModuleName(), Bytes: int64(len(out.module)),
-			SHA256: hex.EncodeToString(d256[:]), SHA512: hex.EncodeToString(d512[:])},
-		Fixes:     []livepatch.Fix{{CVE: "CVE-2026-52928", Check: livepatch.Passed}},
-		Functions: []livepatch.Function{{Object: "vmlinux", Name: "unix_stream_sendmsg"}},
-	}
+	man := signed.Manifest(m.build, n, out.module)
 	if m.manifest != nil {
 		m.manifest(&man)
 	}
