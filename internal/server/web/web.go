@@ -122,7 +122,7 @@ type machine struct {
 	Sequence, Newest   livepatch.Sequence
 	Behind             bool
 	Fixes              []livepatch.Fix
-	Mood               Mood
+	Mood, Row          Mood // of the state alone; of the whole row
 	State, Reason      string
 	Text, Next         string
 	Advice             string
@@ -172,7 +172,7 @@ func (p *Pages) view(ctx context.Context) (view, error) {
 			}
 			users[m.Facts.Kernel.ID][row.Sequence]++
 		}
-		if row.Mood == Act || row.Advice == "required" {
+		if row.Row == Act {
 			v.Act++
 		}
 		if row.Stale {
@@ -186,7 +186,7 @@ func (p *Pages) view(ctx context.Context) (view, error) {
 		}
 	}
 	slices.SortStableFunc(v.Machines, func(a, b machine) int {
-		return cmp.Or(cmp.Compare(slices.Index(order, a.Mood), slices.Index(order, b.Mood)), strings.Compare(a.Hostname, b.Hostname), strings.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), strings.Compare(a.Hostname, b.Hostname), strings.Compare(a.ID, b.ID))
 	})
 	for _, e := range c.Entries {
 		v.Livepatch = append(v.Livepatch, published{
@@ -222,10 +222,28 @@ func rowOf(m store.Machine, newest map[kernel.BuildID]livepatch.Sequence, now ti
 	default:
 		row.Mood = moods[m.State.State]
 	}
+	// "none; wait" is written for a terminal; here it is enough to wait.
+	row.Next = strings.TrimPrefix(strings.TrimPrefix(row.Next, "none; "), "or ")
+	if row.Next == "none" {
+		row.Next = ""
+	}
+	if row.Row = row.Mood; row.Advice == "required" {
+		row.Row = Act
+	}
 	if m.Facts == (wire.Facts{}) {
 		row.Hostname, row.Kernel, row.Build = m.ID, "not known yet", ""
 	}
 	return row
+}
+
+// rank orders rows: those that need a person, those that say nothing, the
+// rest.
+func (m machine) rank() int {
+	r := 2 * slices.Index(order, m.Row)
+	if m.Stale {
+		r = min(r, 1)
+	}
+	return r
 }
 
 func warnings(c *repo.Catalog, now time.Time) (list []warning) {
