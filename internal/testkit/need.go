@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testkit holds what tests of several packages share. It is imported
+// by tests only.
+//
+// Start with Need: it is how a test says what the machine must offer.
+package testkit
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// RequireEnv names the environment variable that turns skips into failures:
+// a list of capabilities, separated by commas, that this machine promises.
+const RequireEnv = "KLATCH_REQUIRE"
+
+// KernelEnv names the environment variable with the path of the stock kernel
+// image (bzImage) that VM tests boot.
+const KernelEnv = "KLATCH_LAB_KERNEL"
+
+// Need skips the test when the machine lacks one of the capabilities, and
+// fails it when RequireEnv promises that capability. An unknown capability
+// is a mistake in the test and fails it everywhere.
+func Need(t testing.TB, capabilities ...string) {
+	t.Helper()
+	promised := strings.Split(os.Getenv(RequireEnv), ",")
+	for _, c := range capabilities {
+		has, known := probes[c]
+		switch {
+		case !known:
+			t.Fatalf("need %q: no such capability", c)
+		case has():
+		case slices.Contains(promised, c):
+			t.Fatalf("need %s: %s promises it, and this machine does not have it", c, RequireEnv)
+		default:
+			t.Skipf("need %s", c)
+		}
+	}
+}
+
+// probes says for each capability how to find out.
+var probes = map[string]func() bool{
+	"qemu":        allInPath("qemu-system-x86_64", "qemu-img", "busybox"),
+	"kernel":      func() bool { return Kernel() != "" },
+	"root":        func() bool { return os.Geteuid() == 0 },
+	"strace":      allInPath("strace"),
+	"chromium":    allInPath("chromium"),
+	"debootstrap": allInPath("debootstrap", "mke2fs"),
+	"apt":         allInPath("apt-get", "dpkg-deb"),
+}
+
+// Kernel is the kernel image for VM tests: the one that KernelEnv names, or
+// the last by name in the user's cache (klatch/lab/vmlinuz-*). It is empty
+// when there is none.
+func Kernel() string {
+	candidates := []string{os.Getenv(KernelEnv)}
+	if candidates[0] == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return ""
+		}
+		candidates, err = filepath.Glob(filepath.Join(cache, "klatch", "lab", "vmlinuz-*"))
+		if err != nil || len(candidates) == 0 {
+			return ""
+		}
+	}
+	last := candidates[len(candidates)-1]
+	if st, err := os.Stat(last); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return last
+}
+
+func allInPath(programs ...string) func() bool {
+	return func() bool {
+		for _, p := range programs {
+			if _, err := exec.LookPath(p); err != nil {
+				return false
+			}
+		}
+		return true
+	}
+}
