@@ -7,7 +7,6 @@ package fleet
 import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
-	"klatch/internal/wire"
 )
 
 // Published is one livepatch of the repository, as the server read it from
@@ -19,10 +18,23 @@ type Published struct {
 	Fixes    []livepatch.Fix
 }
 
+// Offer names a target of the TUF repository.
+type Offer struct {
+	Target   string             `json:"target"`
+	Sequence livepatch.Sequence `json:"sequence"`
+}
+
+// Answer is the outcome of a check. It can delay, never invent: the machine
+// verifies the target by itself.
+type Answer struct {
+	Offer  *Offer `json:"offer"`  // null: nothing for this machine now
+	Reason string `json:"reason"` // "newest", "current" or "no_livepatch"
+}
+
 // Decide answers one check: the highest sequence for exactly this kernel
 // build, unless the machine has it already. The build id decides, not the
 // release string; a livepatch of the neighbor build is never offered.
-func Decide(published []Published, running kernel.Build, loaded livepatch.Sequence) wire.CheckAnswer {
+func Decide(published []Published, running kernel.Build, loaded livepatch.Sequence) Answer {
 	var best *Published
 	for i, p := range published {
 		if kernel.Fits(p.Kernel, running) == nil && (best == nil || p.Sequence > best.Sequence) {
@@ -31,12 +43,12 @@ func Decide(published []Published, running kernel.Build, loaded livepatch.Sequen
 	}
 	switch {
 	case best == nil:
-		return wire.CheckAnswer{Reason: "no_livepatch"}
+		return Answer{Reason: "no_livepatch"}
 	case best.Sequence <= loaded:
-		return wire.CheckAnswer{Reason: "current"}
+		return Answer{Reason: "current"}
 	}
-	return wire.CheckAnswer{
-		Offer:  &wire.Offer{Target: best.Target, Sequence: best.Sequence},
+	return Answer{
+		Offer:  &Offer{Target: best.Target, Sequence: best.Sequence},
 		Reason: "newest",
 	}
 }

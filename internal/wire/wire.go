@@ -18,6 +18,7 @@ import (
 
 	"klatch/internal/cve"
 	"klatch/internal/fault"
+	"klatch/internal/fleet"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 )
@@ -81,18 +82,11 @@ type CheckRequest struct {
 	State    State              `json:"state"`
 }
 
-// CheckAnswer names a livepatch of the signed repository, or none. It can
-// delay, never invent: the machine verifies the target by itself.
-type CheckAnswer struct {
-	Offer  *Offer `json:"offer"`  // null: nothing for this machine now
-	Reason string `json:"reason"` // why this answer, a code such as "newest", "no_livepatch", "current"
-}
+// CheckAnswer is the server's answer to a check.
+type CheckAnswer = fleet.Answer
 
 // Offer is a target of the TUF repository.
-type Offer struct {
-	Target   string             `json:"target"`
-	Sequence livepatch.Sequence `json:"sequence"`
-}
+type Offer = fleet.Offer
 
 // Phase is where a machine is on its journey (docs: ARCHITECTURE.md).
 type Phase string

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objbuild
+
+import (
+	"context"
+	_ "embed" // the glue source
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/forge/archive"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/sandbox"
+	"klatch/internal/livepatch"
+)
+
+// glue is our part of the module: what it fixes, for which build. GPL-2.0-only.
+//
+//go:embed glue/klatch-info.c
+var glue []byte
+
+// moduleDir is the folder of the external module in the tree. It is the same
+// in every build, because its name reaches the object files.
+const moduleDir = "klatch-module"
+
+// link makes the module: the differ's outputs, kpatch's livepatch hook with
+// replace set, and our information.
+func (j *job) link(ctx context.Context, objects []object) error {
+	done := j.clock.Step("link", "link the livepatch")
+	name := j.plan.Sequence.ModuleName()
+	if err := j.fillModuleDir(ctx, objects, name); err != nil {
+		return err
+	}
+	res, err := j.make(ctx, "M="+moduleDir, "KCFLAGS=-g0 -I"+moduleDir, "modules")
+	if err != nil {
+		return err
+	}
+	if res.Exit != 0 {
+		return fault.New(fault.Internal, "link", "link module %s: %s", name, compilerSaid(res.Output))
+	}
+	built := filepath.Join(moduleDir, name+".ko")
+	for _, argv := range [][]string{
+		{"strip", "--strip-debug", built},
+		{j.Tools.program("create-klp-module"), "--no-klp-arch-sections", built, built + ".klp"},
+	} {
+		res, err := j.run(ctx, sandbox.Command{Argv: argv})
+		if err != nil {
+			return err
+		}
+		if res.Exit != 0 {
+			return fault.New(fault.Internal, "link", "%s %s: %s", filepath.Base(argv[0]), name, shorten(res.Output))
+		}
+	}
+	module, err := durable.ReadFile(j.upper(built+".klp"), livepatch.MaxModule)
+	if err != nil {
+		return err
+	}
+	if err := j.inspect(module, name); err != nil {
+		return err
+	}
+	file := filepath.Join(j.dir, name+".ko")
+	if err := durable.WriteFile(file, module, 0o644); err != nil {
+		return err
+	}
+	sum, err := archive.FileSHA256(file)
+	if err != nil {
+		return err
+	}
+	j.result.Module = &build.Module{Path: file, SHA256: sum, Bytes: int64(len(module))}
+	done(fmt.Sprintf("%s.ko, %d KiB", name, len(module)/1024))
+	return nil
+}
+
+// fillModuleDir puts the parts of the module into the tree, below the scratch
+// folder.
+func (j *job) fillModuleDir(ctx context.Context, objects []object, name string) error {
+	dir := j.upper(moduleDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := sandbox.Own(dir); err != nil {
+		return err
+	}
+	parts := map[string][]byte{"klatch-info.c": glue, ".output.o.cmd": nil}
+	for _, t := range []string{"kpatch.h", "kpatch-patch.h", "kpatch-macros.h", "kpatch-syscall.h", "kpatch-patch-hook.c",
+		"livepatch-patch-hook.c", "patch-hook.c", "kpatch.lds.S"} {
+		b, err := durable.ReadFile(j.Tools.template(t), 1<<20)
+		if err != nil {
+			return err
+		}
+		parts[t] = b
+	}
+	var fixes []string
+	for _, id := range j.plan.Fixes() {
+		fixes = append(fixes, string(id))
+	}
+	parts["Makefile"] = fmt.Appendf(nil, `# SPDX-License-Identifier: GPL-2.0-only
+obj-m += %[1]s.o
+ldflags-y += -T $(src)/kpatch.lds
+targets += kpatch.lds
+%[1]s-objs += patch-hook.o klatch-info.o output.o
+$(obj)/%[1]s.o: $(src)/kpatch.lds
+ccflags-y += -DKLP_REPLACE_ENABLE=true
+CFLAGS_klatch-info.o += -DKLATCH_FIXES='"%[2]s"' -DKLATCH_BUILD_ID='"%[3]s"' -DKLATCH_SEQUENCE='"%[4]d"'
+`, name, strings.Join(fixes, ","), j.plan.Kernel.BuildID, j.plan.Sequence)
+	for n, b := range parts {
+		if err := os.WriteFile(filepath.Join(dir, n), b, 0o644); err != nil { //nolint:forbidigo // scratch
+			return err
+		}
+	}
+	argv := []string{"ld", "-r", "-o", filepath.Join(moduleDir, "output.o")}
+	for _, o := range objects {
+		argv = append(argv, j.diffFile(o))
+	}
+	res, err := j.run(ctx, sandbox.Command{Argv: argv})
+	if err != nil {
+		return err
+	}
+	if res.Exit != 0 {
+		return fault.New(fault.Internal, "link", "join the changed functions: %s", shorten(res.Output))
+	}
+	return nil
+}
+
+// inspect checks the finished module before anybody signs it.
+func (j *job) inspect(module []byte, name string) error {
+	info, err := modinfo(module)
+	if err != nil {
+		return err
+	}
+	var fixes []string
+	for _, id := range j.plan.Fixes() {
+		fixes = append(fixes, string(id))
+	}
+	for key, want := range map[string]string{
+		"name": name, "livepatch": "Y", "klatch_fixes": strings.Join(fixes, ","),
+		"klatch_build_id": j.plan.Kernel.BuildID.String(), "klatch_sequence": fmt.Sprint(uint32(j.plan.Sequence)),
+	} {
+		if !slices.Equal(info[key], []string{want}) {
+			return fault.New(fault.Internal, "bad_module", "module %s says %s=%q, want %q", name, key, info[key], want)
+		}
+	}
+	if len(info["vermagic"]) != 1 || !strings.HasPrefix(info["vermagic"][0], string(j.plan.Kernel.Release)+" ") {
+		return fault.New(fault.Internal, "bad_module", "module %s has vermagic %q, want %s", name, info["vermagic"], j.plan.Kernel.Release)
+	}
+	if d := info["depends"]; len(d) > 1 || len(d) == 1 && d[0] != "" {
+		return fault.New(fault.Internal, "bad_module", "module %s depends on %q", name, d)
+	}
+	return nil
+}
