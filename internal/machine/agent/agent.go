@@ -226,8 +226,25 @@ func (a *Agent) Run(ctx context.Context, beat func()) error {
 		}
 		timer.Stop()
 	}
-	// Whoever stops the daemon in order has not lost the machine: if the next
-	// start is in another boot, that was a reboot and not a crash.
+	return a.farewell(context.WithoutCancel(ctx))
+}
+
+// farewell is for a daemon that is stopped in order, perhaps because the
+// machine goes down. Whoever lives to see that has not lost the machine: if
+// the next start is in another boot, that was a reboot and not a crash. For
+// the same reason a livepatch that was put back at boot need not count.
+func (a *Agent) farewell(ctx context.Context) error {
+	if j := a.journal(); j.Phase == wire.Soaking && j.Work.AtBoot {
+		if verdict, _ := a.cfg.Machine.Since(j.Work.Marks); verdict != facts.Trouble {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			if _, err := a.cfg.Loader.Confirm(ctx, j.Work.Sequence); err == nil {
+				if err := a.move(wire.Confirmed, nil, note{event: wire.EventConfirmed, sequence: j.Work.Sequence, fixes: j.Work.Fixes, code: "at_boot"}); err != nil {
+					return err
+				}
+			}
+		}
+	}
 	boot := a.bootID()
 	return a.update(func(j *journal) { j.Orderly = boot })
 }

@@ -136,6 +136,11 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 	if b, ok := j.isBlocked(o.Facts.Kernel.ID, offer.Sequence); ok {
 		return Check{Result: resultCurrent, Code: "blocked", Text: b.Text}, nil
 	}
+	if offer.Sequence == o.highest() && o.loaded() == 0 {
+		// Confirmed once and not in the kernel: putting it back is the
+		// loader's own work, at boot.
+		return Check{Result: resultCurrent, Code: "loaded_at_boot_only"}, nil
+	}
 	if j.Work != nil && j.Work.Sequence >= offer.Sequence {
 		return Check{Result: resultCurrent, Code: "staged"}, nil
 	}

@@ -66,6 +66,10 @@ func (a *Agent) load(ctx context.Context) (time.Duration, error) {
 	}
 	a.log.LogAttrs(ctx, slog.LevelWarn, "load refused", slog.Any("sequence", w.Sequence),
 		slog.String("code", string(fault.CodeOf(err))), slog.String("err", err.Error()))
+	// The answer may have been lost after the kernel took it.
+	if o := a.observe(ctx); o.loaded() == w.Sequence {
+		return 0, a.move(wire.Transitioning, nil)
+	}
 	if later(err) {
 		now := time.Now()
 		return 0, a.move(wire.Staged, func(j *journal) {
@@ -74,23 +78,14 @@ func (a *Agent) load(ctx context.Context) (time.Duration, error) {
 			j.Work.Code, j.Work.Text = fault.CodeOf(err), err.Error()
 		})
 	}
-	// The answer may have been lost after the kernel took it.
-	if o := a.observe(ctx); o.loaded() == w.Sequence {
-		return 0, a.move(wire.Transitioning, nil)
-	}
 	return 0, a.fail(fault.CodeOf(err), err.Error())
 }
 
-// later tells "not now" from "no".
+// later tells "not now" from "no". A refusal of the loader carries a kind;
+// an error without one is a connection that broke.
 func later(err error) bool {
-	if fault.Retry(err) {
-		return true
-	}
-	switch fault.CodeOf(err) {
-	case "busy", "transition_running", "other_transition":
-		return true
-	}
-	return false
+	_, answered := errors.AsType[*fault.Error](err)
+	return !answered || fault.Retry(err) || fault.CodeOf(err) == "transition_running"
 }
 
 // openStaged opens the two files that the loader gets, and notices a damaged
@@ -238,7 +233,7 @@ func (a *Agent) soak(ctx context.Context) (time.Duration, error) {
 	if verdict == facts.Trouble {
 		return 0, a.suspect(text)
 	}
-	if left := a.cfg.Policy.Soak - time.Since(j.Since); left > 0 {
+	if left := a.cfg.Policy.soak(w) - time.Since(j.Since); left > 0 {
 		return min(left, 5*time.Second), nil
 	}
 	st, err := a.cfg.Loader.Confirm(ctx, w.Sequence)

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -96,24 +97,21 @@ func (o observation) loaded() (s livepatch.Sequence) {
 	return s
 }
 
-// floor is what a next livepatch must be higher than. A confirmed one that is
-// not in the kernel may come back.
-func (o observation) floor() livepatch.Sequence {
-	if in := o.loaded(); in >= o.highest() {
-		return in
-	}
-	if o.loaded() == 0 {
-		return o.highest() - 1
-	}
-	return o.highest()
-}
+// floor is what a next livepatch must be higher than; the loader refuses any
+// other.
+func (o observation) floor() livepatch.Sequence { return max(o.loaded(), o.highest()) }
 
-// stopped says why the agent must not load anything during this boot.
+// stopped says why nothing may be loaded during this boot: somebody with
+// rights on this machine said so. The loader would refuse.
 func (o observation) stopped(j journal) (fault.Code, string) {
-	if o.Loader != nil && o.loaded() == 0 {
-		switch b := o.Loader.Boot; b.Outcome {
-		case "off_parameter", "off_flag", "off_breaker":
-			return fault.Code(b.Outcome), b.Text
+	if st := o.Loader; st != nil {
+		switch {
+		case st.Boot.Outcome == "off_parameter":
+			return "off_parameter", "the kernel was booted with klatch=off"
+		case st.Disabled:
+			return "until_reboot", "root took the livepatch out until the next reboot"
+		case slices.Contains(st.Boot.Stops, "flag"):
+			return "off_flag", "the flag file /etc/klatch/off is there"
 		}
 	}
 	for _, b := range j.Blocked {
@@ -122,6 +120,32 @@ func (o observation) stopped(j journal) (fault.Code, string) {
 		}
 	}
 	return "", ""
+}
+
+// notBack says why the confirmed livepatch was not put back at boot.
+func (o observation) notBack(j journal) (word string, reason fault.Code, text string) {
+	if o.loaded() != 0 {
+		return "", "", ""
+	}
+	switch code, text := o.stopped(j); {
+	case code == "until_reboot":
+		return "disabled", code, text
+	case code != "":
+		return "boot_stopped", code, text
+	case o.Loader == nil || o.highest() == 0:
+		return "", "", ""
+	}
+	switch b := o.Loader.Boot; b.Outcome {
+	case "off_breaker":
+		return "boot_stopped", "off_breaker", fmt.Sprintf("the machine died too often after livepatch %d was loaded at boot", o.highest())
+	case "off_flag":
+		return "boot_stopped", "off_flag", "the flag file /etc/klatch/off was there at boot"
+	case "off_disabled":
+		return "disabled", "until_reboot", "root took the livepatch out until the next reboot"
+	case "failed":
+		return "failed", cmp.Or(b.Code, "boot_failed"), "loading at boot: " + b.Text
+	}
+	return "", "", ""
 }
 
 // codeTakenOut is the code of a livepatch that somebody has taken out by hand.

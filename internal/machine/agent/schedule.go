@@ -29,6 +29,18 @@ func DefaultPolicy() Policy {
 	}
 }
 
+// soakAtBoot bounds the soak of a livepatch that was put back at boot. It had
+// its full soak before; the rest only clears the boot-loop breaker, and must
+// not count a second quick reboot against it.
+const soakAtBoot = time.Minute
+
+func (p Policy) soak(w work) time.Duration {
+	if w.AtBoot {
+		return min(p.Soak, soakAtBoot)
+	}
+	return p.Soak
+}
+
 // firstCheck comes soon after start, but not at the same moment on all
 // machines of a rack that lost power.
 func firstCheck(p Policy, now time.Time) time.Time {

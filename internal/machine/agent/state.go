@@ -82,7 +82,7 @@ func describe(in inputs) wire.State {
 	say := func(w string, r fault.Code, format string, args ...any) {
 		word, reason, text = w, r, fmt.Sprintf(format, args...)
 	}
-	stopped, stoppedText := o.stopped(j)
+	back, backCode, backText := o.notBack(j)
 	bad, isBad := in.blocked()
 	switch {
 	case o.FactsErr != nil:
@@ -97,13 +97,9 @@ func describe(in inputs) wire.State {
 		say("not_enrolled", "not_enrolled", "this machine has no credential for a server")
 	case isBad && bad.Phase == wire.Suspect:
 		say("suspect", bad.Code, "livepatch %d: %s", bad.Sequence, bad.Text)
-	case stopped == "until_reboot":
-		say("disabled", stopped, "%s", stoppedText)
-	case stopped != "":
-		say("boot_stopped", stopped, "%s", stoppedText)
-		if n := stopNext[stopped]; n != "" {
-			next = n
-		}
+	case back != "":
+		say(back, backCode, "%s", backText)
+		next = backNext[backCode]
 	case isBad:
 		say("failed", bad.Code, "livepatch %d: %s", bad.Sequence, bad.Text)
 	case in.blind():
@@ -160,7 +156,7 @@ func (in inputs) underWay(w work) (word string, reason fault.Code, text string) 
 		text = fmt.Sprintf("livepatch %d did not finish in time (%s); it is tried again at %s", w.Sequence,
 			strings.ReplaceAll(w.Text, "\n", "; "), w.After.UTC().Format(time.RFC3339))
 	case wire.Soaking:
-		left := max(in.policy.Soak-in.now.Sub(in.j.Since), 0)
+		left := max(in.policy.soak(w)-in.now.Sub(in.j.Since), 0)
 		text = fmt.Sprintf("livepatch %d is loaded; it is confirmed in %s if the kernel does not complain", w.Sequence, left.Round(time.Second))
 		if w.Text != "" {
 			text = fmt.Sprintf("livepatch %d is loaded and not confirmed: %s", w.Sequence, w.Text)
@@ -202,10 +198,11 @@ func age(good, now time.Time) string {
 	return fmt.Sprintf("the last good check was %s ago", now.Sub(good).Round(time.Minute))
 }
 
-var stopNext = map[fault.Code]string{
-	"off_parameter": "boot without the kernel parameter when the reason is gone",
-	"off_flag":      "remove the flag file when the reason is gone, then reboot",
-	"off_breaker":   "see klatch history; clear the breaker when the reason is gone, then reboot",
+// backNext is the next step where a confirmed livepatch is not loaded.
+var backNext = map[fault.Code]string{
+	"off_parameter": "boot without klatch=off when the reason is gone",
+	"off_flag":      "remove /etc/klatch/off when the reason is gone, then reboot",
+	"off_breaker":   "see klatch history; when the reason is gone: klatch-loader clear-breaker, then reboot",
 }
 
 // liveFixes is what the loaded livepatch fixes: by the loader, which has its
