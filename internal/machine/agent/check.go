@@ -160,7 +160,8 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 // untrusted makes a refusal out of a conflict: the server offered what it may
 // never offer.
 func untrusted(err error) error {
-	return fault.New(fault.Untrusted, fault.CodeOf(err), "offer of the server: %w", err)
+	return fault.New(fault.Untrusted, fault.CodeOf(err), "offer of the server: %w", err).
+		WithHint("tell whoever runs the server: it offered what this machine must refuse")
 }
 
 // fetch gets an offered livepatch and verifies it from the outside in: the
@@ -170,7 +171,7 @@ func fetch(ctx context.Context, s Snapshot, anchor *trust.Anchor, offer wire.Off
 	var none livepatch.Bundle
 	raw, err := s.Fetch(ctx, offer.Target, livepatch.MaxBundle)
 	if fault.KindOf(err) == fault.NotFound {
-		err = fault.New(fault.Untrusted, fault.CodeOf(err), "offer of the server: %w", err)
+		err = untrusted(err)
 	}
 	if err != nil {
 		return livepatch.Manifest{}, none, err
