@@ -68,7 +68,8 @@ func (m Machine) Facts(version string) (wire.Facts, error) {
 func (m Machine) Build() (kernel.Build, error) {
 	var b kernel.Build
 	unknown := func(err error) (kernel.Build, error) {
-		return b, fault.New(fault.Internal, "build_unknown", "identify the running kernel: %w", err).
+		// Half an identity is none, and could not be sent either.
+		return kernel.Build{}, fault.New(fault.Internal, "build_unknown", "identify the running kernel: %w", err).
 			WithHint("check that /proc and /sys are mounted and readable: cat /proc/sys/kernel/osrelease; ls -l /sys/kernel/notes")
 	}
 	if err := b.Arch.UnmarshalText([]byte(runtime.GOARCH)); err != nil {
