@@ -98,7 +98,7 @@ func Read(folders []string, written any) (Origins, error) {
 func merge(path string, content []byte, written any, origins Origins) error {
 	bad := func(line int, text string) error {
 		return fault.New(fault.Invalid, "config_invalid", "%s:%d: %s", path, line, text).
-			WithHint("correct or remove that line; the keys are in klatchd.toml(5)")
+			WithHint("correct or remove that line; the config command of the program lists its keys")
 	}
 	d := toml.NewDecoder(strings.NewReader(string(content))).DisallowUnknownFields()
 	err := d.Decode(written)
