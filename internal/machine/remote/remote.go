@@ -154,7 +154,7 @@ func (c *Client) Enroll(ctx context.Context, address string, token wire.Token, f
 	if err != nil {
 		return none, err
 	}
-	key, csr, err := pki.NewMachineKey()
+	key, csr, err := c.enrollKey()
 	if err != nil {
 		return none, err
 	}
@@ -173,7 +173,25 @@ func (c *Client) Enroll(ctx context.Context, address string, token wire.Token, f
 	if err := c.keep(cred); err != nil {
 		return none, err
 	}
-	return cred.identity(c.cert.Leaf), nil
+	return cred.identity(c.cert.Leaf), durable.Remove(c.pendingPath())
+}
+
+func (c *Client) pendingPath() string { return c.path + ".enrolling" }
+
+// enrollKey is the key to enroll with. It is on disk before the server hears
+// of it: if the answer is lost, the next try shows the same key, and the
+// server knows that it is no second machine with a used token.
+func (c *Client) enrollKey() (key, csr []byte, err error) {
+	key, err = durable.ReadFile(c.pendingPath(), wire.MaxBody)
+	if err == nil {
+		if csr, err = pki.MachineRequest(key); err == nil {
+			return key, csr, nil
+		}
+	}
+	if key, csr, err = pki.NewMachineKey(); err != nil {
+		return nil, nil, err
+	}
+	return key, csr, durable.WriteFile(c.pendingPath(), key, 0o600)
 }
 
 // keep writes a credential and takes it into use. The caller holds the lock.
