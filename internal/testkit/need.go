@@ -23,6 +23,10 @@ const RequireEnv = "KLATCH_REQUIRE"
 // image (bzImage) that VM tests boot.
 const KernelEnv = "KLATCH_LAB_KERNEL"
 
+// KernelDebEnv names the environment variable with the path of the package
+// of a stock kernel, for tests that make a full guest.
+const KernelDebEnv = "KLATCH_LAB_KERNEL_DEB"
+
 // Need skips the test when the machine lacks one of the capabilities, and
 // fails it when RequireEnv promises that capability. An unknown capability
 // is a mistake in the test and fails it everywhere.
@@ -48,6 +52,7 @@ var probes = map[string]func() bool{
 	"qemu":        allInPath("qemu-system-x86_64", "qemu-img", "busybox"),
 	"kernel":      func() bool { return Kernel() != "" },
 	"root":        func() bool { return os.Geteuid() == 0 },
+	"kerneldeb":   func() bool { return KernelDeb() != "" },
 	"strace":      allInPath("strace"),
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
@@ -74,6 +79,16 @@ func Kernel() string {
 		return ""
 	}
 	return last
+}
+
+// KernelDeb is the kernel package for VM tests that KernelDebEnv names, or
+// empty.
+func KernelDeb() string {
+	deb := os.Getenv(KernelDebEnv)
+	if st, err := os.Stat(deb); deb == "" || err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return deb
 }
 
 func allInPath(programs ...string) func() bool {

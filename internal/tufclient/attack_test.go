@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -271,6 +272,13 @@ func TestRefreshFollowsTheRepository(t *testing.T) {
 	r.Publish(start.Add(time.Hour), tufrepo.Target{Path: "a/b", Content: []byte("2")})
 	if s = c.mustRefresh(start.Add(time.Hour)); len(s.Targets()) != 2 || s.Root != 2 {
 		t.Errorf("root %d, targets %+v", s.Root, s.Targets())
+	}
+	var names []string
+	for _, f := range s.Files() {
+		names = append(names, f.Name)
+	}
+	if got := strings.Join(names, " "); got != "1.root.json 2.root.json 2.targets.json 2.snapshot.json timestamp.json" {
+		t.Errorf("files %s", got)
 	}
 	// A repository in a folder says the same.
 	base, hc, err := tufclient.Source(r.Dir, nil)

@@ -34,6 +34,10 @@ type fetcher struct {
 	ctx     context.Context
 	client  *http.Client
 	timeout time.Duration // for one file; 0: from the file's size
+
+	// roots collects the root files that were downloaded, by name. Only those
+	// up to the version that was accepted in the end are verified.
+	roots map[string][]byte
 }
 
 // DownloadFile gets one file of at most limit bytes.
@@ -73,6 +77,9 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 	}
 	if int64(len(b)) > limit {
 		return nil, fault.New(fault.Untrusted, codeMalformed, "get %s: over the limit of %d bytes", address, limit)
+	}
+	if name := path.Base(req.URL.Path); f.roots != nil && strings.HasSuffix(name, ".root.json") {
+		f.roots[name] = b
 	}
 	return b, nil
 }

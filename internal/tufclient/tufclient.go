@@ -87,6 +87,7 @@ type Target struct {
 type Snapshot struct {
 	cfg     Config
 	targets []Target
+	files   []File
 
 	// Versions of the accepted metadata, for logs.
 	Root, Timestamp, Snapshot, TargetsVersion int64
@@ -137,12 +138,16 @@ func refresh(ctx context.Context, cfg Config, write func(string, []byte, fs.File
 
 	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
-	u, err := update(ctx, cfg, staging)
-	if err := errors.Join(err, keep(cfg.Dir, staging, write)); err != nil {
+	f := &fetcher{ctx: ctx, client: cfg.Client, timeout: cfg.Timeout, roots: map[string][]byte{}}
+	u, err := update(cfg, staging, f)
+	if err := errors.Join(err, keep(cfg.Dir, staging, f.roots, write)); err != nil {
 		return nil, err
 	}
 	s, err := newSnapshot(cfg, u)
 	if err != nil {
+		return nil, err
+	}
+	if s.files, err = accepted(cfg.Dir, s); err != nil {
 		return nil, err
 	}
 	if cfg.Now.After(mem.Time) {
@@ -171,8 +176,15 @@ func readMemory(cfg Config) (memory, error) {
 		return m, nil
 	}
 	fresh.Time = m.Time
+	roots, err := filepath.Glob(filepath.Join(cfg.Dir, "*.root.json"))
+	if err != nil {
+		return fresh, err
+	}
 	for _, name := range files {
-		if err := durable.Remove(filepath.Join(cfg.Dir, name)); err != nil {
+		roots = append(roots, filepath.Join(cfg.Dir, name))
+	}
+	for _, name := range roots {
+		if err := durable.Remove(name); err != nil {
 			return fresh, err
 		}
 	}
@@ -233,8 +245,16 @@ func stage(cfg Config) (string, error) {
 	return staging, nil
 }
 
-// keep writes what changed back, each file whole and synced.
-func keep(dir, staging string, write func(string, []byte, fs.FileMode) error) error {
+// keep writes what changed back, each file whole and synced; first the roots
+// that were walked, under their versions, for those who copy the repository.
+func keep(dir, staging string, walked map[string][]byte, write func(string, []byte, fs.FileMode) error) error {
+	put := func(name string, b []byte) error {
+		old, err := durable.ReadFile(filepath.Join(dir, name), maxState)
+		if err == nil && bytes.Equal(old, b) {
+			return nil
+		}
+		return write(filepath.Join(dir, name), b, 0o600)
+	}
 	for _, name := range files {
 		b, err := durable.ReadFile(filepath.Join(staging, name), maxState)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -243,18 +263,73 @@ func keep(dir, staging string, write func(string, []byte, fs.FileMode) error) er
 		if err != nil {
 			return err
 		}
-		old, err := durable.ReadFile(filepath.Join(dir, name), maxState)
-		if err == nil && bytes.Equal(old, b) {
-			continue
+		if name == "root.json" {
+			trusted, err := metadata.Root().FromBytes(b)
+			if err != nil {
+				return damaged(dir, name, err)
+			}
+			for v := trusted.Signed.Version; ; v-- {
+				r, ok := walked[rootName(v)]
+				if !ok && v == trusted.Signed.Version {
+					r, ok = b, true
+				}
+				if !ok {
+					break
+				}
+				if err := put(rootName(v), r); err != nil {
+					return err
+				}
+			}
 		}
-		if err := write(filepath.Join(dir, name), b, 0o600); err != nil {
+		if err := put(name, b); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func update(ctx context.Context, cfg Config, staging string) (u *updater.Updater, err error) {
+func rootName(version int64) string { return fmt.Sprintf("%d.root.json", version) }
+
+// File is one accepted metadata file under its public name.
+type File struct {
+	Name    string
+	Content []byte
+}
+
+// accepted reads the metadata back in the order in which a copy must be
+// written: timestamp.json last.
+func accepted(dir string, s *Snapshot) ([]File, error) {
+	var list []File
+	for v := int64(1); v <= s.Root; v++ {
+		b, err := durable.ReadFile(filepath.Join(dir, rootName(v)), maxState)
+		if errors.Is(err, fs.ErrNotExist) {
+			list = nil // the anchor begins later than at the first root
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, File{rootName(v), b})
+	}
+	for _, f := range []struct{ memory, public string }{
+		{"targets.json", fmt.Sprintf("%d.targets.json", s.TargetsVersion)},
+		{"snapshot.json", fmt.Sprintf("%d.snapshot.json", s.Snapshot)},
+		{"timestamp.json", "timestamp.json"},
+	} {
+		b, err := durable.ReadFile(filepath.Join(dir, f.memory), maxState)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, File{f.public, b})
+	}
+	return list, nil
+}
+
+// Files is the accepted metadata, byte for byte, in the order in which a copy
+// of the repository must be written.
+func (s *Snapshot) Files() []File { return slices.Clone(s.files) }
+
+func update(cfg Config, staging string, f *fetcher) (u *updater.Updater, err error) {
 	// go-tuf follows absent members of signed metadata without looking (seen
 	// with a timestamp that names no snapshot). Only the publisher can sign
 	// such a thing, but it must not end the daemon.
@@ -272,7 +347,7 @@ func update(ctx context.Context, cfg Config, staging string) (u *updater.Updater
 		return nil, fault.New(fault.Invalid, "bad_url", "repository address: %w", err)
 	}
 	c.LocalMetadataDir, c.LocalTargetsDir = staging, staging
-	c.Fetcher = &fetcher{ctx: ctx, client: cfg.Client, timeout: cfg.Timeout}
+	c.Fetcher = f
 	if u, err = updater.New(c); err != nil {
 		return nil, explain(err)
 	}

@@ -148,3 +148,10 @@ func (r *Repo) Serve() string {
 	r.t.Cleanup(s.Close)
 	return s.URL
 }
+
+// Forget ends all lies.
+func (r *Repo) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.lies)
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"unsafe"
+)
+
+const (
+	// Marker is the file that makes a root file system a small guest's.
+	Marker = "/.klatch-lab-guest"
+	// AgentName is the program name under which the same binary is the
+	// agent and nothing else.
+	AgentName = "klatch-lab-agent"
+	// agentTTY is the guest's end of the line; ttyS0 is the console.
+	agentTTY = "/dev/ttyS1"
+)
+
+// IsInit reports whether this process is the init of a small guest, or the
+// agent of any guest. A program that may be put into a guest calls it first,
+// and then Main. It is false everywhere else, also for process 1 of a
+// container.
+func IsInit() bool {
+	if filepath.Base(os.Args[0]) == AgentName {
+		return true
+	}
+	if os.Getpid() != 1 {
+		return false
+	}
+	_, err := os.Stat(Marker)
+	return err == nil
+}
+
+// Main is the life of the guest side. It does not return. As init it sets
+// the guest up, starts itself again as the agent and collects the dead; as
+// the agent it serves the line.
+func Main() {
+	if os.Getpid() == 1 {
+		initMain()
+	}
+	err := agentMain()
+	fmt.Fprintln(os.Stderr, "klatch lab agent:", err)
+	os.Exit(1)
+}
+
+// initMain is process 1. When it cannot go on it switches the machine off,
+// with the reason on the console: init must not end.
+func initMain() {
+	err := setUp()
+	for err == nil {
+		err = superviseAgent()
+	}
+	fmt.Fprintln(os.Stderr, "klatch lab init:", err)
+	syscall.Sync()
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	select {}
+}
+
+// setUp makes the few things a program expects of a Linux system.
+func setUp() error {
+	os.Clearenv()
+	for k, v := range map[string]string{"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"} {
+		if err := os.Setenv(k, v); err != nil {
+			return err
+		}
+	}
+	mounts := []struct{ kind, at, options string }{
+		{"proc", "/proc", ""},
+		{"sysfs", "/sys", ""},
+		{"devtmpfs", "/dev", "mode=0755"},
+		{"devpts", "/dev/pts", "mode=0620,gid=5"},
+		{"tmpfs", "/dev/shm", "mode=1777"},
+		{"tmpfs", "/tmp", "mode=1777"},
+		{"tmpfs", "/run", "mode=0755"},
+		{"securityfs", "/sys/kernel/security", ""},
+		{"debugfs", "/sys/kernel/debug", ""},
+		{"tracefs", "/sys/kernel/tracing", ""},
+		{"cgroup2", "/sys/fs/cgroup", ""},
+	}
+	for i, m := range mounts {
+		_ = os.MkdirAll(m.at, 0o755) // below /sys the kernel has made it, or there is no such thing
+		err := syscall.Mount(m.kind, m.at, m.kind, 0, m.options)
+		if err != nil && i < 3 {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
+	}
+	for name, to := range map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0",
+		"stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"} {
+		_ = os.Symlink(to, "/dev/"+name)
+	}
+	if err := loopbackUp(); err != nil {
+		return fmt.Errorf("loopback up: %w", err)
+	}
+	if err := syscall.Sethostname([]byte("lab")); err != nil {
+		return fmt.Errorf("set host name: %w", err)
+	}
+	// Makes /bin/ls and its like. A guest without busybox is allowed: it
+	// runs only what it was given.
+	if out, err := exec.Command("/bin/busybox", "--install", "-s").CombinedOutput(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("install busybox: %w: %s", err, out)
+	}
+	return nil
+}
+
+// loopbackUp brings lo up; the kernel gives it 127.0.0.1 then.
+func loopbackUp() error {
+	s, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(s)
+	var req struct { // struct ifreq of netdevice(7)
+		name  [16]byte
+		flags uint16
+		_     [22]byte
+	}
+	copy(req.name[:], "lo")
+	req.flags = syscall.IFF_UP | syscall.IFF_RUNNING
+	return ioctl(s, syscall.SIOCSIFFLAGS, unsafe.Pointer(&req))
+}
+
+// superviseAgent starts the agent and collects dead processes until it ends.
+// Only this process waits for arbitrary children, and it starts none but the
+// agent, so that the agent's own waits are not disturbed.
+func superviseAgent() error {
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{AgentName}, &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return fmt.Errorf("start agent: %w", err)
+	}
+	for {
+		var status syscall.WaitStatus
+		dead, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for agent: %w", err)
+		case dead == pid:
+			fmt.Fprintln(os.Stderr, "klatch lab init: agent ended, starting it again:", status)
+			return nil
+		}
+	}
+}
+
+func agentMain() error {
+	runtime.GOMAXPROCS(2)
+	tty, err := os.OpenFile(agentTTY, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	if err := rawMode(tty); err != nil {
+		return fmt.Errorf("set %s to raw mode: %w", agentTTY, err)
+	}
+	protectFromOOM()
+	err = Serve(tty)
+	if errors.Is(err, io.EOF) {
+		return errors.New("line closed")
+	}
+	return err
+}
+
+// protectFromOOM keeps the kernel from choosing the agent when the load of a
+// scenario eats the memory. Programs it starts get the normal value back.
+func protectFromOOM() {
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644)
+}
+
+// rawMode makes the terminal a plain pipe for bytes, as cfmakeraw(3) does.
+func rawMode(tty *os.File) error {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		var t syscall.Termios
+		if inner = ioctl(int(fd), syscall.TCGETS, unsafe.Pointer(&t)); inner != nil {
+			return
+		}
+		t.Iflag &^= syscall.IGNBRK | syscall.BRKINT | syscall.PARMRK | syscall.ISTRIP |
+			syscall.INLCR | syscall.IGNCR | syscall.ICRNL | syscall.IXON | syscall.IXOFF
+		t.Oflag &^= syscall.OPOST
+		t.Lflag &^= syscall.ECHO | syscall.ECHONL | syscall.ICANON | syscall.ISIG | syscall.IEXTEN
+		t.Cflag &^= syscall.CSIZE | syscall.PARENB | 0o10017 // speed bits (CBAUD)
+		t.Cflag |= syscall.CS8 | syscall.CLOCAL | syscall.CREAD | syscall.B115200
+		t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
+		inner = ioctl(int(fd), syscall.TCSETS, unsafe.Pointer(&t))
+	})
+	return errors.Join(err, inner)
+}
+
+func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
+	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); e != 0 {
+		return e
+	}
+	return nil
+}
+
+func readTrimmed(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repo
+
+import (
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+)
+
+// servable are the paths of a repository and nothing else: no listing, no lock
+// file, no temporary file of a write in progress.
+var servable = regexp.MustCompile(`^/(metadata/([1-9][0-9]*\.)?[a-z][a-z0-9_-]*\.json|targets/([0-9A-Za-z_][0-9A-Za-z.+~_-]*/)*[0-9a-f]{64}\.[0-9A-Za-z_][0-9A-Za-z.+~_-]*)$`)
+
+// Handler serves metadata and targets. Files with a version or a digest in
+// their name never change; the timestamp must be asked for every time.
+func (r *Repo) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if !servable.MatchString(q.URL.Path) {
+			http.NotFound(w, q)
+			return
+		}
+		root, err := os.OpenRoot(r.dir)
+		if err != nil {
+			http.NotFound(w, q)
+			return
+		}
+		defer root.Close() //nolint:errcheck // read only
+		f, err := root.Open(q.URL.Path[1:])
+		if err != nil {
+			http.NotFound(w, q)
+			return
+		}
+		defer f.Close() //nolint:errcheck // read only
+		st, err := f.Stat()
+		if err != nil || !st.Mode().IsRegular() {
+			http.NotFound(w, q)
+			return
+		}
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		if q.URL.Path == "/metadata/timestamp.json" {
+			h.Set("Cache-Control", "no-cache")
+		} else {
+			h.Set("Cache-Control", "public, max-age=31536000, immutable")
+		}
+		if strings.HasPrefix(q.URL.Path, "/metadata/") {
+			h.Set("Content-Type", "application/json")
+		} else {
+			h.Set("Content-Type", "application/octet-stream")
+		}
+		http.ServeContent(w, q, "", st.ModTime(), f)
+	})
+}
