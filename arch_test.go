@@ -53,7 +53,7 @@ var layers = []layer{
 	{"internal/obs", nouns, anyLib, noExec},
 
 	// The root program: everything that runs with privileges.
-	{"internal/machine/klp", []string{"internal/kernel", "internal/fault"}, unixOnly, rootBan},
+	{"internal/machine/klp", []string{"internal/kernel", "internal/durable", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loaderapi", []string{"internal/kernel", "internal/livepatch", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loader", rootMay, nil, rootBan},
 	{"cmd/klatch-loader", append([]string{"internal/machine/loader"}, rootMay...), nil, rootBan},

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package loaderapi is what klatchd and klatch-loader say to each other: the
-// messages, their encoding on a Unix stream socket, and a client.
+// messages, their encoding on a Unix stream socket, and root's end of it. The
+// client is in package loaderclient.
 //
 // It uses system calls instead of package net, so that the root program links
 // no network code at all. One connection carries one request and one answer;

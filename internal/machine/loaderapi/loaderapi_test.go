@@ -21,16 +21,30 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/machine/loaderclient"
 )
+
+func listen(t *testing.T, path string) *loaderapi.Listener {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 8)); err != nil {
+		t.Fatal(err)
+	}
+	l, err := loaderapi.On(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
 
 // serve answers one connection with what the handler says.
 func serve(t *testing.T, handle func(loaderapi.Request, []*os.File) (loaderapi.Answer, error)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "loader.sock")
-	l, err := loaderapi.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, path)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -93,7 +107,7 @@ func TestRoundTrip(t *testing.T) {
 		return loaderapi.Answer{Status: want},
 			fault.New(fault.Conflict, "sequence_same", "no: %w", errors.New("cause")).WithHint("do this")
 	})
-	got, err := loaderapi.Dial(path).Load(t.Context(), files[0], files[1])
+	got, err := loaderclient.Dial(path).Load(t.Context(), files[0], files[1])
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || f.Kind != fault.Conflict || f.Code != "sequence_same" || f.Text != "no: cause" || f.Hint != "do this" {
 		t.Fatalf("fault came over as %#v", err)
@@ -104,7 +118,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestLoaderAway(t *testing.T) {
-	_, err := loaderapi.Dial(filepath.Join(t.TempDir(), "none.sock")).Status(t.Context())
+	_, err := loaderclient.Dial(filepath.Join(t.TempDir(), "none.sock")).Status(t.Context())
 	if fault.KindOf(err) != fault.Unavailable || fault.CodeOf(err) != "loader_unreachable" {
 		t.Fatalf("got %v", err)
 	}
@@ -112,19 +126,16 @@ func TestLoaderAway(t *testing.T) {
 
 func TestSilentLoader(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "loader.sock")
-	l, err := loaderapi.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, path)
 	defer l.Close() //nolint:errcheck // test
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := loaderapi.Dial(path).Status(ctx); !errors.Is(err, context.DeadlineExceeded) && fault.KindOf(err) != fault.Unavailable {
+	if _, err := loaderclient.Dial(path).Status(ctx); !errors.Is(err, context.DeadlineExceeded) && fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("past the deadline: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
-	if _, err := loaderapi.Dial(path).Status(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := loaderclient.Dial(path).Status(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("after cancel: %v", err)
 	}
 }
@@ -154,7 +165,7 @@ func raw(t *testing.T, path string, msg []byte, fds ...int) loaderapi.Answer {
 	if err != nil && !errors.Is(err, unix.ECONNRESET) || len(reply) < 4 {
 		t.Fatalf("answer %q: %v", reply, err)
 	}
-	a, err := loaderapi.ParseAnswer(reply[4:])
+	a, err := loaderclient.ParseAnswer(reply[4:])
 	if err != nil {
 		t.Fatal(err)
 	}
