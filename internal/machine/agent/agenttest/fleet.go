@@ -3,6 +3,7 @@
 package agenttest
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"net"
@@ -56,7 +57,7 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := pki.LoadServer(certPEM, keyPEM)
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		t.Fatal(err)
 	}
