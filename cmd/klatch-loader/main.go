@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -83,7 +84,12 @@ func serve(l *loader.Loader) error {
 		return err
 	}
 	l.Daemon = uidOf("klatch", string(passwd))
-	on, err := loaderapi.Inherit()
+	// The one socket that systemd opened (sd_listen_fds(3)).
+	const first = 3
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != "1" {
+		return errors.New("systemd handed over no socket: start klatch-loader.socket")
+	}
+	on, err := loaderapi.On(first)
 	if err != nil {
 		return err
 	}

@@ -27,15 +27,26 @@ func (k *Kernel) Disable(name string) error {
 	if gone(err) || err == nil && !enabled {
 		return nil
 	}
+	if err == nil {
+		err = writeZero(path)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		return fault.New(fault.Conflict, "transition_running", "disable livepatch %s: %w", name, err).
+			WithHint("wait until the running transition has finished, or cancel it")
+	}
 	if err != nil {
 		return fmt.Errorf("disable livepatch %s: %w", name, err)
 	}
+	return nil
+}
+
+func writeZero(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("disable livepatch %s: %w", name, err)
+		return err
 	}
 	_, err = f.WriteString("0")
-	return DisableFault(name, errors.Join(err, f.Close()))
+	return errors.Join(err, f.Close())
 }
 
 // Remove takes a module out that nothing uses any more (delete_module(2)). A
@@ -46,18 +57,6 @@ func (k *Kernel) Remove(name string) error {
 		return nil
 	}
 	return fmt.Errorf("remove module %s: %w", name, err)
-}
-
-// DisableFault explains what writing to "enabled" answered.
-func DisableFault(name string, err error) error {
-	if errors.Is(err, unix.EBUSY) {
-		return fault.New(fault.Conflict, "transition_running", "disable livepatch %s: %w", name, err).
-			WithHint("wait until the running transition has finished, or cancel it")
-	}
-	if err != nil {
-		return fmt.Errorf("disable livepatch %s: %w", name, err)
-	}
-	return nil
 }
 
 // LoadFault explains what finit_module answered. Measured on Debian's 6.1:

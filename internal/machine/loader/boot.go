@@ -75,7 +75,7 @@ func (s *session) boot() (string, error) {
 		return bootFailed, err
 	}
 	defer manifest.Close() //nolint:errcheck // memory only
-	m, err := s.checkManifest(manifest.Bytes)
+	anchor, m, err := s.checkManifest(manifest.Bytes)
 	if err != nil {
 		return bootFailed, err
 	}
@@ -87,7 +87,7 @@ func (s *session) boot() (string, error) {
 		return bootFailed, err
 	}
 	defer module.Close() //nolint:errcheck // memory only
-	if err := s.checkModule(m, module); err != nil {
+	if err := s.checkModule(anchor, m, module); err != nil {
 		return bootFailed, err
 	}
 	return bootLoaded, s.attempt(n, module, true)

@@ -129,18 +129,15 @@ func (s *session) store(n livepatch.Sequence, manifest, module []byte) error {
 // confirmed nor in flight, files of a write that was cut off, and modules of
 // ours that the kernel has superseded.
 func (s *session) prune() error {
-	var keep []string
-	for _, n := range s.kept() {
-		keep = append(keep, filepath.Base(s.storePath(n, ".ko")), filepath.Base(s.storePath(n, ".manifest")))
+	keep := []livepatch.Sequence{s.record.Highest}
+	if a := s.record.Attempt; a != nil {
+		keep = append(keep, a.Sequence)
 	}
-	dir := filepath.Dir(s.storePath(0, ""))
-	files, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(s.storePath(0, "")), "*"))
 	for _, f := range files {
-		if !slices.Contains(keep, f.Name()) {
-			err = errors.Join(err, durable.Remove(filepath.Join(dir, f.Name())))
+		kept := func(n livepatch.Sequence) bool { return f == s.storePath(n, ".ko") || f == s.storePath(n, ".manifest") }
+		if !slices.ContainsFunc(keep, kept) {
+			err = errors.Join(err, durable.Remove(f))
 		}
 	}
 	for _, name := range s.Modules {
@@ -149,12 +146,4 @@ func (s *session) prune() error {
 		}
 	}
 	return errors.Join(err, durable.RemoveTemp(s.Loader.State))
-}
-
-// kept lists the sequences whose files stay.
-func (s *session) kept() []livepatch.Sequence {
-	if s.record.Attempt != nil {
-		return []livepatch.Sequence{s.record.Highest, s.record.Attempt.Sequence}
-	}
-	return []livepatch.Sequence{s.record.Highest}
 }

@@ -115,7 +115,7 @@ func (s *session) load(manifest, module *os.File) error {
 		return err
 	}
 	defer signed.Close() //nolint:errcheck // memory only
-	m, err := s.checkManifest(signed.Bytes)
+	anchor, m, err := s.checkManifest(signed.Bytes)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (s *session) load(manifest, module *os.File) error {
 		return err
 	}
 	defer sealed.Close() //nolint:errcheck // memory only
-	if err := s.checkModule(m, sealed); err != nil {
+	if err := s.checkModule(anchor, m, sealed); err != nil {
 		return err
 	}
 	if err := s.store(m.Sequence, signed.Bytes, sealed.Bytes); err != nil {
@@ -146,23 +146,21 @@ func (s *session) load(manifest, module *os.File) error {
 
 // checkManifest is the trust in a manifest: the publisher's threshold of
 // signatures, and the running kernel build.
-func (s *session) checkManifest(signed []byte) (livepatch.Manifest, error) {
+func (s *session) checkManifest(signed []byte) (*trust.Anchor, livepatch.Manifest, error) {
+	var m livepatch.Manifest
 	anchor, err := s.anchor()
-	if err != nil {
-		return livepatch.Manifest{}, err
+	if err == nil {
+		m, err = anchor.OpenManifest(signed)
 	}
-	m, err := anchor.OpenManifest(signed)
-	if err != nil {
-		return m, err
+	if err == nil {
+		err = kernel.Fits(m.Kernel, s.Build) // the kernel does not know its distro, and Fits does not ask
 	}
-	running := s.Build
-	running.Distro = m.Kernel.Distro // the kernel does not know it
-	return m, kernel.Fits(m.Kernel, running)
+	return anchor, m, err
 }
 
 // checkModule is the trust in a module: the signed bytes, the module
 // signature, the module's own words, and a kernel that is ready for it.
-func (s *session) checkModule(m livepatch.Manifest, sealed *klp.Sealed) error {
+func (s *session) checkModule(anchor *trust.Anchor, m livepatch.Manifest, sealed *klp.Sealed) error {
 	size := int64(len(sealed.Bytes))
 	switch {
 	case size < m.Module.Bytes:
@@ -171,10 +169,6 @@ func (s *session) checkModule(m livepatch.Manifest, sealed *klp.Sealed) error {
 		return fault.New(fault.Untrusted, "module_oversize", "module has more than the %d bytes of the manifest", m.Module.Bytes)
 	case sealed.SHA256 != m.Module.SHA256 || sealed.SHA512 != m.Module.SHA512:
 		return fault.New(fault.Untrusted, "module_digest", "module is not the one of the manifest: its digest differs")
-	}
-	anchor, err := s.anchor()
-	if err != nil {
-		return err
 	}
 	body, err := anchor.VerifyModule(sealed.Bytes)
 	if err != nil {

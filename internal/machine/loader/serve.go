@@ -123,7 +123,7 @@ func (s *session) fixes(n livepatch.Sequence) []livepatch.Fix {
 		return nil
 	}
 	defer f.Close() //nolint:errcheck // memory only
-	m, err := s.checkManifest(f.Bytes)
+	_, m, err := s.checkManifest(f.Bytes)
 	if err != nil || m.Sequence != n {
 		return nil
 	}

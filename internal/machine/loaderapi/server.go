@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,20 +33,12 @@ var ErrIdle = errors.New("no request within the idle time")
 // Listener is the loader's end of the socket.
 type Listener struct{ f *os.File }
 
-// Inherit takes the one socket that systemd opened (sd_listen_fds(3)).
-func Inherit() (*Listener, error) {
-	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != "1" {
-		return nil, errors.New("systemd handed over no socket: start klatch-loader.socket")
-	}
-	unix.CloseOnExec(3)
-	return On(3)
-}
-
 // On takes a listening socket over.
 func On(fd int) (*Listener, error) {
 	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on != 1 {
 		return nil, fmt.Errorf("descriptor %d is not a listening socket", fd)
 	}
+	unix.CloseOnExec(fd)
 	if err := unix.SetNonblock(fd, true); err != nil { // so that os.File has deadlines
 		return nil, err
 	}

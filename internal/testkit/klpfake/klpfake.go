@@ -189,7 +189,7 @@ func (k *Kernel) Disable(name string) error {
 		return nil
 	}
 	if p := &s.Now.Livepatches[i]; !p.Transition && slices.ContainsFunc(s.Now.Livepatches, moves) {
-		return klp.DisableFault(name, unix.EBUSY)
+		return fault.New(fault.Conflict, "transition_running", "disable livepatch %s: %w", name, unix.EBUSY)
 	}
 	s.Now.Livepatches[i].Enabled = false
 	s.Now.Livepatches[i].Transition = true

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -103,6 +104,7 @@ type machine struct {
 	dir, inject string
 	hit         bool // the injection showed
 	process     *exec.Cmd
+	says        *bufio.Reader
 	died        chan struct{}
 	client      *loaderclient.Client
 }
@@ -202,22 +204,14 @@ func (m *machine) start() {
 	if m.process != nil {
 		return
 	}
-	socket := filepath.Join(m.dir, "sock")
-	_ = os.Remove(socket)
-	m.run("serve", socket)
-	for range 400 {
-		if _, err := os.Stat(socket); err == nil {
+	for range 3 {
+		if m.run("serve", filepath.Join(m.dir, "sock")); m.listens() {
 			return
 		}
-		select {
-		case <-m.died: // before it listened
-			m.hit, m.inject = true, ""
-			m.stop()
-			m.run("serve", socket)
-		case <-time.After(5 * time.Millisecond):
-		}
+		m.hit, m.inject = true, ""
+		m.stop()
 	}
-	m.Fatalf("%s: the loader does not listen", m.inject)
+	m.Fatal("the loader does not listen")
 }
 
 func (m *machine) boot() {
@@ -244,12 +238,22 @@ func (m *machine) run(args ...string) {
 	}
 	m.process = exec.Command(args[0], args[1:]...)
 	m.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, in, err := os.Pipe()
+	check(m, err)
+	m.process.Stdout, m.says = in, bufio.NewReader(out)
 	check(m, m.process.Start())
+	check(m, in.Close())
 	m.died = make(chan struct{})
 	go func(p *exec.Cmd, died chan struct{}) {
 		_ = p.Wait()
 		close(died)
 	}(m.process, m.died)
+}
+
+// listens waits until the loader says so; false where it died before.
+func (m *machine) listens() bool {
+	line, _ := m.says.ReadString('\n')
+	return line == "listening\n"
 }
 
 func (m *machine) stop() {

@@ -4,7 +4,8 @@
 // real loader, the real socket, nothing changed on the machine. Tests kill it
 // at every step; tests of klatchd may use it as their loader.
 //
-//	klatch-loader-fake DIR serve SOCKET   until nobody asks for a minute
+//	klatch-loader-fake DIR serve SOCKET   until nobody asks for a minute;
+//	                                      says "listening" when it does
 //	klatch-loader-fake DIR boot
 //
 // DIR holds kernel/ (made by klpfake.New), state/ and etc/ (trust.json).
@@ -66,6 +67,9 @@ func run(args []string) error {
 		}
 		on, err := loaderapi.On(fd)
 		if err != nil {
+			return err
+		}
+		if _, err := os.Stdout.WriteString("listening\n"); err != nil {
 			return err
 		}
 		return l.Serve(on, time.Minute)
