@@ -13,7 +13,7 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/machine/loaderapi"
+	"klatch/internal/machine/loaderclient"
 	"klatch/internal/machine/local"
 	"klatch/internal/wire"
 )
@@ -94,9 +94,9 @@ To keep it out over reboots too: touch /etc/klatch/off, or boot with klatch=off.
 				return cli.Cannot(fault.New(fault.Invalid, "say_so", "the fixes of the livepatch will be gone").
 					WithHint("say that you mean it: klatch disable --until-reboot"), "disable the livepatch")
 			}
-			before, err := loaderapi.Dial(p.loader).Status(cmd.Context())
+			before, err := loaderclient.Dial(p.loader).Status(cmd.Context())
 			if err == nil {
-				_, err = loaderapi.Dial(p.loader).Disable(cmd.Context())
+				_, err = loaderclient.Dial(p.loader).Disable(cmd.Context())
 			}
 			if err != nil {
 				return cli.Cannot(err, "disable the livepatch")
@@ -125,7 +125,7 @@ under way, with the kernel function they are in. For root.`,
 			if os.Geteuid() != 0 {
 				return cli.Cannot(fault.New(fault.Denied, "root_only", "the loader answers root only").WithHint("repeat it with sudo"), "list the blocking tasks")
 			}
-			bs, err := loaderapi.Dial(p.loader).Blockers(cmd.Context())
+			bs, err := loaderclient.Dial(p.loader).Blockers(cmd.Context())
 			if err != nil {
 				return cli.Cannot(err, "list the blocking tasks")
 			}

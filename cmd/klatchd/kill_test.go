@@ -20,7 +20,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	for _, call := range []string{"fsync", "renameat", "sendmsg", "unlinkat"} {
 		var last atomic.Int64
 		t.Run(call, func(t *testing.T) {
-			for n := 1; n <= 60; n++ {
+			t.Parallel()
+			for n := 1; n <= 80; n++ {
 				t.Run(fmt.Sprint(n), func(t *testing.T) {
 					if killedAt(t, call, n) {
 						last.Store(int64(n))

@@ -27,6 +27,7 @@ import (
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/machine/loaderclient"
 	"klatch/internal/machine/local"
 	"klatch/internal/machine/remote"
 	"klatch/internal/obs"
@@ -112,7 +113,7 @@ func serve(ctx context.Context, p places) error {
 		Machine:    facts.Machine{Root: p.root},
 		Server:     client,
 		Repository: remote.Repository{Client: client, Dir: filepath.Join(p.state, "metadata")},
-		Loader:     loaderapi.Dial(p.loader),
+		Loader:     loaderclient.Dial(p.loader),
 		Anchor:     func() (*trust.Anchor, error) { return readAnchor(p.root) },
 	})
 	if err != nil {

@@ -159,7 +159,7 @@ func TestEnroll(t *testing.T) {
 			w.Errorf("with a wrong token: %v", err)
 		}
 		id, err := w.agent.Enroll(w.Context(), "https://server", "good")
-		if err != nil || id.MachineID != "mch_1" {
+		if err != nil || id.MachineID != agenttest.MachineID {
 			w.Fatalf("%+v, %v", id, err)
 		}
 		if _, err := w.agent.Enroll(w.Context(), "https://other", "good"); fault.CodeOf(err) != "enrolled" {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,6 +45,7 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 	t.Helper()
 	now := time.Now()
 	f := &Fleet{Server: NewServer(), Repo: tufsim.New(t, seed, now), Pub: NewPublisher(t), t: t}
+	f.Repo.Publish(now) // an empty repository has metadata too
 	f.Pub.Anchor.Root = f.Repo.Root
 	var err error
 	if f.ca, err = pki.NewCA("test", now); err != nil {
@@ -112,8 +114,8 @@ func (f *Fleet) enroll(q wire.EnrollRequest) (wire.EnrollAnswer, error) {
 	if secret.Digest() != f.secret.Digest() {
 		return a, fault.New(fault.Denied, "token_unknown", "token is not known").WithHint("ask for a new one")
 	}
-	r, err := f.renew("mch_1", q.CSR)
-	return wire.EnrollAnswer{MachineID: "mch_1", Tier: "stable", Certificate: r.Certificate, CA: f.ca.Certificate(), Expires: r.Expires}, err
+	r, err := f.renew(MachineID, q.CSR)
+	return wire.EnrollAnswer{MachineID: MachineID, Tier: "stable", Certificate: r.Certificate, CA: f.ca.Certificate(), Expires: r.Expires}, err
 }
 
 func (f *Fleet) renew(id string, csr []byte) (wire.RenewAnswer, error) {
@@ -151,10 +153,7 @@ func ServeLoader(t testing.TB, m *Machine) (path string) {
 	t.Helper()
 	dir := ShortDir(t)
 	path = filepath.Join(dir, "loader.sock")
-	l, err := loaderapi.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, path)
 	stop, done := make(chan struct{}), make(chan struct{})
 	t.Cleanup(func() { close(stop); <-done; _ = l.Close() })
 	go func() {
@@ -177,6 +176,31 @@ func ServeLoader(t testing.TB, m *Machine) (path string) {
 		}
 	}()
 	return path
+}
+
+// listen hands the loader its socket as systemd does: as a number.
+func listen(t testing.TB, path string) *loaderapi.Listener {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close() //nolint:errcheck // the copy below stays open
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // as above
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	on, err := loaderapi.On(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return on
 }
 
 func (m *Machine) answerTo(t testing.TB, c *loaderapi.Conn) {

@@ -32,9 +32,12 @@ type Server struct {
 	lost  map[string]bool
 }
 
+// MachineID is the name of the one machine.
+const MachineID = "mch_01hzzzzzzzzzzzzzzzzzzzzzzz"
+
 // NewServer makes a server that knows this machine already.
 func NewServer() *Server {
-	return &Server{Reason: "current", lost: map[string]bool{}, identity: &agent.Identity{MachineID: "mch_1", Tier: "stable", Server: "https://server"}}
+	return &Server{Reason: "current", lost: map[string]bool{}, identity: &agent.Identity{MachineID: MachineID, Tier: "stable", Server: "https://server"}}
 }
 
 // Set changes the server under its lock.
@@ -69,7 +72,7 @@ func (s *Server) Enroll(_ context.Context, address string, token wire.Token, _ w
 	if token != "good" {
 		return agent.Identity{}, fault.New(fault.Denied, "token_unknown", "server: token is not known").WithHint("ask for a new one")
 	}
-	s.identity = &agent.Identity{MachineID: "mch_1", Tier: "stable", Server: address}
+	s.identity = &agent.Identity{MachineID: MachineID, Tier: "stable", Server: address}
 	return *s.identity, nil
 }
 
