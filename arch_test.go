@@ -65,6 +65,9 @@ var layers = []layer{
 
 	{"internal/testkit", []string{"internal"}, anyLib, nil},
 
+	// Programs that run in a lab guest: they stand alone.
+	{"lab/checks", nil, nil, []string{"net", "os/exec"}},
+
 	{"cmd/klatch-forge", programMay("internal/forge"), anyLib, nil},
 	{"cmd/klatch-server", programMay("internal/server"), anyLib, noExec},
 	{"cmd/klatch-fleet", programMay("internal/server"), anyLib, noExec},

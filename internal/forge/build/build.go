@@ -130,7 +130,7 @@ const resultFile = "build.json"
 
 // Read returns the results of all finished builds of a kernel, by sequence.
 func Read(dataDir string, r kernel.Release) ([]Result, error) {
-	files, err := filepath.Glob(filepath.Join(dataDir, "out", string(r), "*", resultFile))
+	files, err := filepath.Glob(filepath.Join(dataDir, "out", string(r), "[0-9]*", resultFile))
 	if err != nil {
 		return nil, err
 	}

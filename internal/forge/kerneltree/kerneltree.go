@@ -231,7 +231,7 @@ func (m Maker) takeImage(ctx context.Context, t Tree, unpacked string, r kernel.
 		}
 	}
 	// Debug information is five sixths of the file; nothing here reads it.
-	if out, err := exec.CommandContext(ctx, "strip", "--strip-debug", "-o", t.Vmlinux(), debug).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "strip", "--strip-debug", "--keep-file-symbols", "-o", t.Vmlinux(), debug).CombinedOutput(); err != nil {
 		return fmt.Errorf("strip %s: %s: %w", debug, bytes.TrimSpace(out), err)
 	}
 	if err := os.Remove(debug); err != nil {

@@ -57,7 +57,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 	done = m.Step("prepare the tree (configuration, objtool, structure sizes)")
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
-	for _, targets := range [][]string{{"prepare", "modules_prepare"}, {"M=" + probeDir, probeDir + "/probe.o"}} {
+	for _, targets := range [][]string{{"prepare", "modules_prepare"}, {"M=" + probeDir, "probe.o"}} {
 		res, err := sandbox.Run(ctx, sandbox.Command{Dir: t.Source(), Env: sandbox.BaseEnv(), Argv: Make(*e, targets...)})
 		if err != nil {
 			return err

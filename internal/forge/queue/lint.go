@@ -73,8 +73,8 @@ func fileOf(s string) string {
 // inside strips the first path element and says whether the rest stays in the
 // tree.
 func inside(name string) (string, bool) {
-	_, rel, ok := strings.Cut(name, "/")
-	if !ok || rel == "" || path.Clean(rel) != rel || path.IsAbs(rel) || rel == ".." || strings.HasPrefix(rel, "../") ||
+	first, rel, ok := strings.Cut(name, "/")
+	if !ok || first == "" || rel == "" || path.Clean(rel) != rel || path.IsAbs(rel) || rel == ".." || strings.HasPrefix(rel, "../") ||
 		strings.ContainsAny(rel, "\\\"\n\t ") || strings.HasPrefix(rel, ".git") {
 		return "", false
 	}

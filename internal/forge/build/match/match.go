@@ -179,6 +179,32 @@ func (k *Kernel) Object(path, source string, replaced []string, r *Report) error
 	return nil
 }
 
+// Changed lists the functions whose code differs between two builds of an
+// object in separate sections: more than a livepatch replaces, because line
+// numbers and reordered references count, but never fewer.
+func Changed(original, patched string) ([]string, error) {
+	before, err := readObject(original)
+	if err != nil {
+		return nil, err
+	}
+	after, err := readObject(patched)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]function{}
+	for _, f := range before {
+		known[f.name] = f
+	}
+	var out []string
+	for _, f := range after {
+		old, ok := known[f.name]
+		if ok && (!bytes.Equal(old.code, f.code) || !slices.Equal(old.relocs, f.relocs)) {
+			out = append(out, f.name)
+		}
+	}
+	return out, nil
+}
+
 // compare returns the number of relocations compared by symbol, and why the
 // function is not the kernel's, or "".
 func (k *Kernel) compare(f function, file string) (int, string) {

@@ -66,7 +66,7 @@ const maxConfigDiffs = 20
 
 // irrelevantOptions differ between the image's config and any rebuild, and
 // reach no object code: where keys lie, and what the headers package resets.
-var irrelevantOptions = []string{"CONFIG_MODULE_SIG_KEY", "CONFIG_SYSTEM_TRUSTED_KEYS", "CONFIG_BUILD_SALT"}
+var irrelevantOptions = []string{"CONFIG_MODULE_SIG_KEY", "CONFIG_MODULE_SIG_ALL", "CONFIG_SYSTEM_TRUSTED_KEYS", "CONFIG_BUILD_SALT"}
 
 func configDiff(wantFile, haveFile string) ([][2]string, error) {
 	want, err := readConfig(wantFile)
@@ -217,6 +217,7 @@ func (j *job) extract(ctx context.Context, objects []object) error {
 				Rule: "the differ found a change but no function to replace", Hint: "look at the detail", Detail: shorten(res.Output)})
 		}
 	}
+	j.onlyReplaced(objects)
 	j.result.Functions = functionNames(objects)
 	done(fmt.Sprintf("%d function(s)", len(j.result.Functions)))
 	return nil

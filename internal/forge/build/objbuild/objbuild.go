@@ -60,6 +60,7 @@ type job struct {
 	dir     string // result folder
 	scratch string
 	clock   *build.Clock
+	kernel  *match.Kernel
 	result  build.Result
 }
 
@@ -89,7 +90,7 @@ func (d Driver) Build(ctx context.Context, p compose.Plan, dir string, clock *bu
 		return j.refused(), nil
 	}
 	for _, step := range []func(context.Context, []object) error{
-		j.environment, j.compileOriginal, j.applyAndCompile, j.extract, j.prove, j.link,
+		j.linkedFrom, j.environment, j.compileOriginal, j.applyAndCompile, j.prove, j.extract, j.link,
 	} {
 		if err := step(ctx, objects); err != nil {
 			return j.result, err
@@ -140,6 +141,21 @@ func (j *job) objects() []object {
 		}
 	}
 	return out
+}
+
+// linkedFrom refuses files that are no part of this kernel.
+func (j *job) linkedFrom(_ context.Context, objects []object) (err error) {
+	if j.kernel, err = match.Open(j.tree.Vmlinux()); err != nil {
+		return err
+	}
+	for _, o := range objects {
+		if !j.kernel.HasFile(o.source) {
+			j.refuse(build.Refusal{Code: "not_built", File: o.source,
+				Rule: "the kernel was not linked from this file: it is not built in this configuration, or it is part of a module",
+				Hint: "a fix in a file that is not built needs no livepatch; modules are not supported yet"})
+		}
+	}
+	return nil
 }
 
 // make runs make on the tree with our scratch folder over it.
@@ -323,34 +339,51 @@ func shorten(b []byte) string {
 	return s
 }
 
-// prove compares the unpatched objects, as shipped, with the kernel.
+// prove compares the unpatched objects, as shipped, with the kernel. It comes
+// before the differ, which would blame the fix for a wrong environment.
 func (j *job) prove(_ context.Context, objects []object) error {
 	done := j.clock.Step("match", "prove that the unpatched code is what the kernel runs")
-	k, err := match.Open(j.tree.Vmlinux())
-	if err != nil {
-		return err
-	}
 	m := &j.result.Match
 	for _, o := range objects {
-		if !k.HasFile(o.source) {
-			j.refuse(build.Refusal{Code: "not_built", File: o.source,
-				Rule: "the kernel was not linked from this file: it is not built in this configuration, or it is part of a module",
-				Hint: "a fix in a file that is not built needs no livepatch; modules are not supported yet"})
-			continue
+		changed, err := match.Changed(j.file(filepath.Join("original", o.name())), j.file(filepath.Join("patched", o.name())))
+		if err != nil {
+			return err
 		}
-		if err := k.Object(j.file(filepath.Join("shipped", o.name())), o.source, o.changed, m); err != nil {
+		if err := j.kernel.Object(j.file(filepath.Join("shipped", o.name())), o.source, changed, m); err != nil {
 			return err
 		}
 	}
 	for _, d := range m.Different {
 		if d.Replaced {
-			j.refuse(build.Refusal{Code: "match_failed", File: d.File, Function: d.Function, Detail: d.Why,
-				Rule: "compiled unpatched, the function must be byte for byte what the kernel runs",
-				Hint: environmentHint(m.Environment)})
+			j.refuseUnproved(d.File, d.Function, d.Why)
 		}
 	}
 	done(fmt.Sprintf("%d of %d functions identical", m.Identical, m.Checked))
 	return nil
+}
+
+func (j *job) refuseUnproved(file, function, why string) {
+	j.refuse(build.Refusal{Code: "match_failed", File: file, Function: function, Detail: why,
+		Rule: "compiled unpatched, the function must be byte for byte what the kernel runs",
+		Hint: environmentHint(j.result.Match.Environment)})
+}
+
+// onlyReplaced reduces the proof to the functions that the livepatch really
+// replaces, and refuses if one of them has none.
+func (j *job) onlyReplaced(objects []object) {
+	m := &j.result.Match
+	var proved []match.Proved
+	for _, o := range objects {
+		for _, f := range o.changed {
+			i := slices.IndexFunc(m.Replaced, func(p match.Proved) bool { return p.File == o.source && p.Function == f })
+			if i < 0 {
+				j.refuseUnproved(o.source, f, "the function was not compared")
+				continue
+			}
+			proved = append(proved, m.Replaced[i])
+		}
+	}
+	m.Replaced = proved
 }
 
 func environmentHint(env []match.Setting) string {

@@ -61,7 +61,7 @@ func testSystemd(t *testing.T, rig lab.Rig, img debian.Image) {
 	state := run(t, m, "systemctl", "is-system-running", "--wait")
 	t.Logf("system is %s after %v", strings.TrimSpace(state), time.Since(began).Round(time.Millisecond))
 	t.Logf("%s", run(t, m, "systemd-analyze", "time"))
-	t.Logf("%s", run(t, m, "sh", "-c", "systemd-analyze blame --no-pager | head -15"))
+	t.Logf("%s", run(t, m, "sh", "-c", "systemd-analyze blame --no-pager | head -25"))
 	if strings.TrimSpace(state) != "running" {
 		t.Errorf("state %q: %s", state, run(t, m, "systemctl", "--failed", "--no-pager", "--plain"))
 	}

@@ -25,8 +25,8 @@ const grace = 20 * time.Second
 // pingEvery is how often Await asks an agent that has not spoken yet.
 const pingEvery = 500 * time.Millisecond
 
-// errLineClosed is the end of the line: the emulator is gone, or the cable.
-var errLineClosed = errors.New("line closed")
+// ErrLineClosed is the end of the line: the emulator is gone, or the cable.
+var ErrLineClosed = errors.New("line closed")
 
 // errAgentRestarted: the kernel is the same, the agent is not. Somebody in
 // the guest killed it, or the guest ran out of memory.
@@ -169,6 +169,10 @@ func (c *Client) put(ctx context.Context, path string, mode fs.FileMode, content
 func (c *Client) call(ctx context.Context, req request, limit time.Duration) (response, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("guest did not answer within %v", limit))
 	defer cancel()
+	// What is said to a guest that still boots is lost.
+	if _, err := c.Await(ctx, ""); err != nil {
+		return response{}, err
+	}
 	req.ID = c.newID()
 	answer := make(chan response, 1)
 	c.mu.Lock()
@@ -242,7 +246,7 @@ func (c *Client) read() {
 			continue
 		case err != nil:
 			c.mu.Lock()
-			c.closed = errLineClosed
+			c.closed = ErrLineClosed
 			c.giveUp()
 			c.mu.Unlock()
 			return

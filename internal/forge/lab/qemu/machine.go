@@ -3,21 +3,16 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"klatch/internal/forge/lab"
@@ -33,20 +28,9 @@ const (
 	filesName   = "files.ext4"
 )
 
-// Numbers of the inherited sockets: the first two after stdin, stdout and
-// stderr.
-const (
-	agentFD   = 3
-	monitorFD = 4
-)
-
-const (
-	// maxConsole bounds what Console reads; the end is kept. A guest that
-	// prints for ever fills the publisher's disk, not the memory.
-	maxConsole = 16 << 20
-	// endLimit is what a killed emulator may take to be gone.
-	endLimit = 20 * time.Second
-)
+// maxConsole bounds what Console reads; the end is kept. A guest that prints
+// for ever fills the publisher's disk, not the memory.
+const maxConsole = 16 << 20
 
 // machine is one virtual machine over all its restarts.
 type machine struct {
@@ -61,79 +45,39 @@ type machine struct {
 	bootID string
 }
 
-// process is the machine from power-on to power-off.
-type process struct {
-	cmd    *exec.Cmd
-	client *guest.Client
-	qmp    *qmp
-	stderr tail
-	ended  chan struct{} // closed when the emulator is gone
-	err    error         // how it went; read after ended
-}
-
 // start switches the power on.
 func (m *machine) start() error {
-	agentOurs, agentTheirs, err := socketPair()
-	if err != nil {
-		return err
-	}
-	defer agentTheirs.Close()
-	monitorOurs, monitorTheirs, err := socketPair()
-	if err != nil {
-		return errors.Join(err, agentOurs.Close())
-	}
-	defer monitorTheirs.Close()
-
 	var args []string
 	for _, o := range m.options {
 		args = append(args, o.args()...)
 	}
-	// Not CommandContext: the machine outlives the call that started it.
-	cmd := exec.Command(m.rig.cfg.Program, args...) //nolint:noctx // Close ends it
-	cmd.Dir = m.dir
-	cmd.ExtraFiles = []*os.File{agentTheirs, monitorTheirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	p := &process{cmd: cmd, ended: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.stderr, &p.stderr
-	if err := p.startAndReap(); err != nil {
-		return errors.Join(fmt.Errorf("start %s: %w", m.rig.cfg.Program, err), agentOurs.Close(), monitorOurs.Close())
+	p, err := startProcess(m.rig.cfg.Program, args, m.dir)
+	if err != nil {
+		return err
 	}
-	p.client, p.qmp = guest.NewClient(agentOurs), newQMP(monitorOurs)
 	m.mu.Lock()
 	m.now = p
 	m.mu.Unlock()
+	go m.follow(p)
 	return nil
 }
 
-// startAndReap starts the emulator on a thread of its own and keeps that
-// thread until the emulator ends: the kernel sends the parent-death signal
-// when the starting *thread* ends (prctl(2), PR_SET_PDEATHSIG), and the Go
-// runtime ends idle threads as it likes.
-func (p *process) startAndReap() error {
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		p.err = p.cmd.Wait()
-		close(p.ended)
-	}()
-	return <-started
-}
-
-// stop takes the power away and waits until the emulator is gone.
-func (p *process) stop() error {
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	_ = p.client.Close()
-	p.qmp.close()
-	select {
-	case <-p.ended:
-		return nil
-	case <-time.After(endLimit):
-		return fmt.Errorf("emulator %d does not die", p.cmd.Process.Pid)
+// follow waits for the end of a process. When the guest restarted itself,
+// the machine goes on with another process.
+func (m *machine) follow(p *process) {
+	defer close(p.followed)
+	if !p.endedByReset() {
+		return
+	}
+	m.power.Lock()
+	defer m.power.Unlock()
+	if now, err := m.process(); err != nil || now != p {
+		return // closed, or somebody changed the power meanwhile
+	}
+	m.rig.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "lab machine restarts",
+		slog.String("name", m.spec.Name), slog.String("how", "by itself"))
+	if err := m.start(); err != nil {
+		p.successorErr = err
 	}
 }
 
@@ -148,39 +92,69 @@ func (m *machine) process() (*process, error) {
 }
 
 // explain makes an error of the line or the monitor tell the real cause: the
-// emulator's end, or what the console says last.
+// guest restarted, the emulator ended, or what the console says last.
 func (m *machine) explain(p *process, err error, what string) error {
-	if err == nil || errors.Is(err, lab.ErrGuestRebooted) {
-		return lab.Brokenf(err, "%s on %s", what, m.spec.Name)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, guest.ErrLineClosed) {
+		select { // the line closes a moment before the emulator is gone
+		case <-p.ended:
+		case <-time.After(endLimit):
+		}
 	}
 	select {
 	case <-p.ended:
+		if p.endedByReset() {
+			err = lab.ErrGuestRebooted
+			break
+		}
 		err = fmt.Errorf("emulator ended (%w): %v: %s", err, p.err, strings.TrimSpace(p.stderr.String()))
-	case <-time.After(200 * time.Millisecond): // the line closes a moment before
-		if text, cerr := m.Console(); cerr == nil {
+	default:
+		if text, cerr := m.Console(); cerr == nil && !errors.Is(err, lab.ErrGuestRebooted) {
 			err = fmt.Errorf("%w; the console ends with %q", err, lastLines(text, 3))
 		}
 	}
 	return lab.Brokenf(err, "%s on %s", what, m.spec.Name)
 }
 
-// await waits for the agent's first word of a boot other than notBootID.
-func (m *machine) await(ctx context.Context, notBootID string) error {
-	p, err := m.process()
-	if err != nil {
-		return err
-	}
+// maxRestarts is how often a guest may restart itself while somebody waits
+// for its agent. A machine may come up only after a livepatch has brought it
+// down twice; a machine that does it more often never stops.
+const maxRestarts = 4
+
+// await waits for the agent's first word of a boot other than notBootID, and
+// follows the machine over restarts.
+func (m *machine) await(ctx context.Context, notBootID string, restarts int) error {
 	limit := m.spec.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %v", limit))
 	defer cancel()
-	hello, err := p.client.Await(ctx, notBootID)
-	if err != nil {
-		return m.explain(p, err, "wait for the guest agent")
+	for {
+		p, err := m.process()
+		if err != nil {
+			return err
+		}
+		hello, err := p.client.Await(ctx, notBootID)
+		if err == nil {
+			m.mu.Lock()
+			m.bootID = hello.BootID
+			m.mu.Unlock()
+			return nil
+		}
+		err = m.explain(p, err, "wait for the guest agent")
+		if !errors.Is(err, lab.ErrGuestRebooted) {
+			return err
+		}
+		if restarts--; restarts < 0 {
+			text, cerr := m.Console()
+			return &lab.BrokenError{What: "wait for the guest agent on " + m.spec.Name,
+				Err: errors.Join(fmt.Errorf("guest restarts instead; the console ends with %q", lastLines(text, 3)), cerr)}
+		}
+		<-p.followed
+		if p.successorErr != nil {
+			return p.successorErr
+		}
 	}
-	m.mu.Lock()
-	m.bootID = hello.BootID
-	m.mu.Unlock()
-	return nil
 }
 
 // Run implements lab.Guest.
@@ -216,45 +190,54 @@ func (m *machine) BootID() string {
 
 // Reboot implements lab.Power.
 func (m *machine) Reboot(ctx context.Context) error {
-	return m.restart(ctx, "reboot", func(p *process) error { return p.client.Reboot(ctx) })
+	p, err := m.process()
+	if err != nil {
+		return lab.Brokenf(err, "reboot of %s", m.spec.Name)
+	}
+	before := m.BootID()
+	err = m.explain(p, p.client.Reboot(ctx), "reboot")
+	if err != nil && !errors.Is(err, lab.ErrGuestRebooted) { // it may be faster than its answer
+		return err
+	}
+	return m.Await(ctx, before)
 }
 
-// Reset implements lab.Power.
-func (m *machine) Reset(ctx context.Context) error {
-	return m.restart(ctx, "reset", func(p *process) error { return p.qmp.do(ctx, "system_reset", nil) })
-}
+// Reset implements lab.Power. For the guest there is no difference to a
+// power cut: a real reset button leaves the memory as it was, but a kernel
+// starts without looking at it.
+func (m *machine) Reset(ctx context.Context) error { return m.powerCycle(ctx, "reset") }
 
 // PowerCut implements lab.Power. What the guest wrote and the emulator took
 // is kept even without a flush, because it is in the host's page cache: real
 // power cuts are worse.
-func (m *machine) PowerCut(ctx context.Context) error {
-	return m.restart(ctx, "power cut", func(p *process) error {
-		if err := p.stop(); err != nil {
-			return err
-		}
-		return m.start()
-	})
+func (m *machine) PowerCut(ctx context.Context) error { return m.powerCycle(ctx, "power cut") }
+
+func (m *machine) powerCycle(ctx context.Context, how string) error {
+	before := m.BootID()
+	if err := m.offAndOn(); err != nil {
+		return lab.Brokenf(err, "%s of %s", how, m.spec.Name)
+	}
+	m.rig.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "lab machine restarts",
+		slog.String("name", m.spec.Name), slog.String("how", how))
+	return m.Await(ctx, before)
 }
 
-// Await implements lab.Power.
-func (m *machine) Await(ctx context.Context, notBootID string) error {
-	return lab.Brokenf(m.await(ctx, notBootID), "await restart of %s", m.spec.Name)
-}
-
-func (m *machine) restart(ctx context.Context, what string, do func(*process) error) error {
+func (m *machine) offAndOn() error {
 	m.power.Lock()
 	defer m.power.Unlock()
 	p, err := m.process()
 	if err != nil {
-		return lab.Brokenf(err, "%s of %s", what, m.spec.Name)
+		return err
 	}
-	before := m.BootID()
-	if err := do(p); err != nil {
-		return m.explain(p, err, what)
+	if err := p.stop(); err != nil {
+		return err
 	}
-	m.rig.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "lab machine restarts",
-		slog.String("name", m.spec.Name), slog.String("how", what))
-	return lab.Brokenf(m.await(ctx, before), "%s of %s", what, m.spec.Name)
+	return m.start()
+}
+
+// Await implements lab.Power.
+func (m *machine) Await(ctx context.Context, notBootID string) error {
+	return lab.Brokenf(m.await(ctx, notBootID, maxRestarts), "await restart of %s", m.spec.Name)
 }
 
 // Link implements lab.Power.
@@ -291,6 +274,8 @@ func (m *machine) Console() (string, error) {
 
 // Close implements lab.Machine.
 func (m *machine) Close() error {
+	m.power.Lock()
+	defer m.power.Unlock()
 	m.mu.Lock()
 	p := m.now
 	m.now = nil
@@ -300,46 +285,6 @@ func (m *machine) Close() error {
 		err = p.stop()
 	}
 	return lab.Brokenf(errors.Join(err, os.RemoveAll(m.dir)), "close %s", m.spec.Name)
-}
-
-// socketPair gives our end as a connection with deadlines and the other as a
-// file to inherit.
-func socketPair() (net.Conn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "lab"), os.NewFile(uintptr(fds[1]), "guest")
-	conn, err := net.FileConn(ours)
-	_ = ours.Close() // FileConn has its own copy
-	if err != nil {
-		return nil, nil, errors.Join(err, theirs.Close())
-	}
-	return conn, theirs, nil
-}
-
-// tail keeps the end of what the emulator prints.
-type tail struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-const maxTail = 4 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf.Write(p)
-	if over := t.buf.Len() - maxTail; over > 0 {
-		t.buf.Next(over)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.buf.String()
 }
 
 func lastLines(text string, n int) string {

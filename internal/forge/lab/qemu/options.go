@@ -19,11 +19,16 @@ type plain struct{}
 
 func (plain) kernelArgs() []string { return nil }
 
-// bare is a machine without anything that was not asked for.
+// bare is a machine without anything that was not asked for. It ends when
+// the guest restarts, and the driver starts another one: an emulator that
+// went through a reset keeps the translated code of the old kernel and is
+// two to three times slower until it has thrown it away page by page
+// (measured with 7.2: 25 s instead of 7 s to multi-user).
 type bare struct{ plain }
 
 func (bare) args() []string {
-	return []string{"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"}
+	return []string{"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
+		"-action", "reboot=shutdown"}
 }
 
 // accelerator is "tcg" or "kvm".
@@ -80,7 +85,7 @@ func (c consoleFile) args() []string {
 		"-device", "isa-serial,chardev=console,index=0"}
 }
 
-// kernelArgs: a panic restarts the guest after a second, as on most
+// kernelArgs: a panic restarts the machine after a second, as on most
 // servers; the agent's new boot id then tells whoever waits.
 func (consoleFile) kernelArgs() []string {
 	return []string{"console=ttyS0,115200", "panic=1", "printk.time=1"}

@@ -16,39 +16,63 @@ import (
 // hangs, and a hanging emulator must not hang the gate.
 const qmpLimit = 15 * time.Second
 
-// qmp speaks QEMU's machine protocol: one command at a time, events are
-// ignored. It is a page of code; the libraries for it bring generated code
-// for hundreds of commands, of which the lab uses three.
+// guestReset is the reason in the SHUTDOWN event when the guest restarts
+// (qapi/run-state.json, ShutdownCause). A guest that switches itself off, or
+// an emulator that dies, gives another reason or none.
+const guestReset = "guest-reset"
+
+// qmp speaks QEMU's machine protocol, one command at a time. It is a page of
+// code; the libraries for it bring generated code for hundreds of commands,
+// of which the lab uses two.
 type qmp struct {
-	mu    sync.Mutex
-	conn  net.Conn
-	in    *json.Decoder
-	ready bool
+	conn    net.Conn
+	mu      sync.Mutex
+	answers chan qmpMessage
+	ended   chan struct{} // closed when the emulator's side is closed
+	reason  string        // of the SHUTDOWN event; read after ended
 }
 
-func newQMP(conn net.Conn) *qmp { return &qmp{conn: conn, in: json.NewDecoder(conn)} }
+type qmpMessage struct {
+	Return json.RawMessage
+	Error  *struct{ Desc string }
+	Event  string
+	Data   struct{ Reason string }
+}
+
+// newQMP takes over the connection. The emulator does nothing before the
+// first command is said, not even events.
+func newQMP(conn net.Conn) (*qmp, error) {
+	q := &qmp{conn: conn, answers: make(chan qmpMessage), ended: make(chan struct{})}
+	go q.read()
+	return q, q.do(context.Background(), "qmp_capabilities", nil)
+}
 
 func (q *qmp) close() { _ = q.conn.Close() }
 
-// do runs one command. After an error the connection is in an unknown state
-// and refuses everything.
+func (q *qmp) read() {
+	defer close(q.ended)
+	for in := json.NewDecoder(q.conn); ; {
+		var m qmpMessage
+		if err := in.Decode(&m); err != nil {
+			return
+		}
+		switch {
+		case m.Event == "SHUTDOWN":
+			q.reason = m.Data.Reason
+		case m.Return != nil || m.Error != nil:
+			select {
+			case q.answers <- m:
+			case <-time.After(qmpLimit): // nobody waits any more
+			}
+		}
+	}
+}
+
 func (q *qmp) do(ctx context.Context, command string, arguments map[string]any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, qmpLimit)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = q.conn.SetDeadline(time.Now()) })
-	defer stop()
-	if !q.ready {
-		if err := q.exchange("qmp_capabilities", nil); err != nil {
-			return err
-		}
-		q.ready = true
-	}
-	return q.exchange(command, arguments)
-}
-
-func (q *qmp) exchange(command string, arguments map[string]any) error {
 	msg := map[string]any{"execute": command}
 	if arguments != nil {
 		msg["arguments"] = arguments
@@ -56,19 +80,16 @@ func (q *qmp) exchange(command string, arguments map[string]any) error {
 	if err := json.NewEncoder(q.conn).Encode(msg); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
-	for {
-		var answer struct {
-			Return json.RawMessage
-			Error  *struct{ Desc string }
+	select {
+	case m := <-q.answers:
+		if m.Error != nil {
+			return fmt.Errorf("qmp %s: %w", command, errors.New(m.Error.Desc))
 		}
-		if err := q.in.Decode(&answer); err != nil {
-			return fmt.Errorf("qmp %s: %w", command, err)
-		}
-		switch {
-		case answer.Error != nil:
-			return fmt.Errorf("qmp %s: %w", command, errors.New(answer.Error.Desc))
-		case answer.Return != nil:
-			return nil
-		}
+		return nil
+	case <-q.ended:
+		return fmt.Errorf("qmp %s: monitor closed", command)
+	case <-ctx.Done():
+		q.close() // a late answer would be taken for the next one's
+		return fmt.Errorf("qmp %s: %w", command, ctx.Err())
 	}
 }

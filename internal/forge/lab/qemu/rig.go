@@ -3,7 +3,7 @@
 // Package qemu is the Rig of virtual machines: one QEMU process per machine,
 // emulated, or with KVM where a probe has shown that KVM boots a kernel.
 //
-// Read Boot first, then machine.start. Every machine has its own folder in
+// Read Boot first, then machine.start and machine.follow. Every machine has its own folder in
 // the scratch folder of the rig and nothing outside it; Close removes it.
 // The emulator dies with this process: it is started with a parent-death
 // signal, and it holds no socket or file that anybody else would find.
@@ -143,7 +143,7 @@ func (r *Rig) boot(ctx context.Context, s lab.Spec, accel accelerator) (_ *machi
 	if err := m.start(); err != nil {
 		return nil, err
 	}
-	if err := m.await(ctx, ""); err != nil {
+	if err := m.await(ctx, "", 0); err != nil {
 		return nil, err
 	}
 	r.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "lab machine booted", slog.String("name", s.Name),

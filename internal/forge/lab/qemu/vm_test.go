@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,33 @@ func newRig(t *testing.T, change func(*qemu.Config)) *qemu.Rig {
 func TestSmallGuest(t *testing.T) {
 	rig := newRig(t, nil)
 	labtest.Run(t, rig, lab.Spec{Name: "small", Kernel: testkit.Kernel()})
+}
+
+func TestTwoMachinesSideBySideLeaveNothingBehind(t *testing.T) {
+	var scratch string
+	rig := newRig(t, func(c *qemu.Config) { scratch = c.Scratch })
+	var wg sync.WaitGroup
+	ids := make([]string, 2)
+	for i := range ids {
+		wg.Go(func() {
+			m, err := rig.Boot(t.Context(), lab.Spec{Name: "parallel", Kernel: testkit.Kernel()})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ids[i] = m.BootID()
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if ids[0] == "" || ids[0] == ids[1] {
+		t.Errorf("boot ids %q", ids)
+	}
+	if left, err := os.ReadDir(scratch); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 func TestAcceleratorIsFoundOutAndRemembered(t *testing.T) {

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command klatch-fleet is the fleet operator's tool: it asks the admin API of
+// klatch-server. This folder is wiring; start with newRoot.
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/cli"
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/livepatch"
+	"klatch/internal/server/adminapi"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+const rootHelp = `klatch-fleet shows and steers a fleet through the admin API of klatch-server.
+
+The admin token, which klatch-server init made, comes from the file that
+--token-file names, or from the environment variable KLATCH_ADMIN_TOKEN.`
+
+// tokenEnv holds the admin token, for scripts.
+const tokenEnv = "KLATCH_ADMIN_TOKEN" //nolint:gosec // a name, no secret
+
+// callLimit bounds one call.
+const callLimit = time.Minute
+
+type options struct {
+	server, tokenFile, ca string
+}
+
+func newRoot() *cobra.Command {
+	var o options
+	root := &cobra.Command{Use: "klatch-fleet", Short: "show and steer a fleet", Long: rootHelp, Args: cobra.NoArgs}
+	f := root.PersistentFlags()
+	f.StringVar(&o.server, "server", "http://127.0.0.1:8480", "admin address of klatch-server")
+	f.StringVar(&o.tokenFile, "token-file", "", "file with the admin token")
+	f.StringVar(&o.ca, "ca", "", "CA certificate of an https admin address (ca.crt of the server's data folder)")
+	token := &cobra.Command{Use: "token", Short: "enrollment tokens", Args: cobra.NoArgs}
+	token.AddCommand(tokenCommand(&o))
+	root.AddCommand(machinesCommand(&o), livepatchesCommand(&o), reportsCommand(&o), token, &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		},
+	})
+	return root
+}
+
+func main() { os.Exit(cli.Run(newRoot())) }
+
+func (o *options) client() (*adminapi.Client, error) {
+	token := os.Getenv(tokenEnv)
+	if o.tokenFile != "" {
+		b, err := durable.ReadFile(o.tokenFile, 4096)
+		if err != nil {
+			return nil, err
+		}
+		token = string(b)
+	}
+	if token = strings.TrimSpace(token); token == "" {
+		return nil, fault.New(fault.Invalid, "no_token", "no admin token was given").
+			WithHint("name its file with --token-file, or set %s", tokenEnv)
+	}
+	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13}}
+	if o.ca != "" {
+		b, err := durable.ReadFile(o.ca, 1<<20)
+		if err != nil {
+			return nil, err
+		}
+		t.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(b) {
+			return nil, fault.New(fault.Invalid, "bad_ca", "%s holds no certificate", o.ca)
+		}
+	}
+	return &adminapi.Client{BaseURL: o.server, Token: token, HTTP: &http.Client{Transport: t, Timeout: callLimit}}, nil
+}
+
+func machinesCommand(o *options) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "machines", Short: "list the machines", Args: cobra.NoArgs,
+		Long: "machines lists every machine with its state, what is loaded and when it was\nlast seen. A machine that was silent for three hours is marked.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.client()
+			if err != nil {
+				return cli.Cannot(err, "list machines")
+			}
+			list, err := client.Machines(cmd.Context())
+			if err != nil {
+				return cli.Cannot(err, "list machines")
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"machines": list})
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "HOSTNAME\tMACHINE\tKERNEL\tLIVEPATCH\tFIXES\tSTATE\tREBOOT\tLAST SEEN") //nolint:errcheck // Flush tells
+			for _, m := range list {
+				fmt.Fprintln(w, strings.Join(row(m), "\t")) //nolint:errcheck // Flush tells
+			}
+			return w.Flush()
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
+	return c
+}
+
+func row(m adminapi.Machine) []string {
+	out := []string{"-", m.ID, "-", "-", "-", "enrolled", "-", m.LastSeen.UTC().Format(time.RFC3339)}
+	if m.Facts != nil {
+		out[0], out[2] = m.Facts.Hostname, string(m.Facts.Kernel.Release)
+	}
+	if s := m.State; s != nil {
+		out[3], out[4], out[5], out[6] = fmt.Sprint(s.Sequence), countFixes(s.Fixes), s.State, s.Advice
+	}
+	if m.Stale {
+		out[7] += " (silent)"
+	}
+	return out
+}
+
+func countFixes(fixes []livepatch.Fix) string {
+	unchecked := 0
+	for _, f := range fixes {
+		if f.Check != livepatch.Passed {
+			unchecked++
+		}
+	}
+	if unchecked == 0 {
+		return fmt.Sprint(len(fixes))
+	}
+	return fmt.Sprintf("%d (%d unchecked)", len(fixes), unchecked)
+}
+
+func livepatchesCommand(o *options) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "livepatches", Short: "list what is published", Args: cobra.NoArgs,
+		Long: "livepatches lists what the publisher's repository offers, as this server\nverified it.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.client()
+			if err != nil {
+				return cli.Cannot(err, "list livepatches")
+			}
+			l, err := client.Livepatches(cmd.Context())
+			if err != nil {
+				return cli.Cannot(err, "list livepatches")
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{
+					"publisher": l.Publisher, "metadata_version": l.Metadata, "metadata_expires": l.Expires, "problems": l.Problems, "livepatches": l.Livepatches,
+				})
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "KERNEL\tBUILD\tSEQUENCE\tFIXES\tFUNCTIONS\tBYTES") //nolint:errcheck // Flush tells
+			for _, e := range l.Livepatches {
+				fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\n", e.Kernel.Release, e.Kernel.ID.Short(), e.Sequence, countFixes(e.Fixes), e.Functions, e.Bytes) //nolint:errcheck // Flush tells
+			}
+			for _, p := range l.Problems {
+				fmt.Fprintf(cmd.ErrOrStderr(), "damaged: %s\n", p) //nolint:errcheck // the list matters
+			}
+			return w.Flush()
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
+	return c
+}
+
+func reportsCommand(o *options) *cobra.Command {
+	var machine string
+	var limit int
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "reports", Short: "show the newest reports", Args: cobra.NoArgs,
+		Long: "reports shows what machines reported, newest first.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.client()
+			if err != nil {
+				return cli.Cannot(err, "show reports")
+			}
+			l, err := client.Reports(cmd.Context(), machine, limit)
+			if err != nil {
+				return cli.Cannot(err, "show reports")
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"reports": l.Reports})
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "AT\tHOSTNAME\tEVENT\tSEQUENCE\tTOOK\tCODE\tTEXT") //nolint:errcheck // Flush tells
+			for _, r := range l.Reports {
+				q := r.Report
+				fmt.Fprintf(w, "%s\t%q\t%s\t%d\t%d ms\t%s\t%q\n", q.At.UTC().Format(time.RFC3339), q.Facts.Hostname, q.Event, q.Sequence, q.Took, q.Code, q.Text) //nolint:errcheck // Flush tells
+			}
+			return w.Flush()
+		},
+	}
+	c.Flags().StringVar(&machine, "machine", "", "of this machine id only")
+	c.Flags().IntVar(&limit, "limit", 50, "how many, at most 1000")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
+	return c
+}
+
+func tokenCommand(o *options) *cobra.Command {
+	var order adminapi.TokenOrder
+	var expires time.Duration
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "create", Short: "make an enrollment token", Args: cobra.NoArgs,
+		Long:    "create makes a token with which a machine enrolls, and prints it once.",
+		Example: "  klatch-fleet token create --uses 50 --expires 72h",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.client()
+			if err != nil {
+				return cli.Cannot(err, "make a token")
+			}
+			order.Seconds = int64(expires / time.Second)
+			t, err := client.CreateToken(cmd.Context(), order)
+			if err != nil {
+				return cli.Cannot(err, "make a token")
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"token": t.Secret, "tier": t.Tier, "uses": t.Uses, "expires": t.Expires})
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "for %d machine(s) of tier %s, until %s:\n", t.Uses, t.Tier, t.Expires.Format(time.RFC3339)) //nolint:errcheck // the token matters
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), t.Secret)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&order.Uses, "uses", 1, "how many machines may use it")
+	f.DurationVar(&expires, "expires", 24*time.Hour, "how long it can be used")
+	f.StringVar(&order.Tier, "tier", "", "tier of the machines (default: stable)")
+	f.BoolVar(&asJSON, "json", false, "print it for programs")
+	return c
+}

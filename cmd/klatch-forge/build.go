@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/cli"
+	"klatch/internal/cve"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/objbuild"
+	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/compose"
+	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/kerneltree"
+	"klatch/internal/forge/lab"
+	"klatch/internal/forge/lab/qemu"
+	"klatch/internal/forge/proof"
+	"klatch/internal/forge/queue"
+	"klatch/internal/kernel"
+)
+
+func buildCommand(o *options) *cobra.Command {
+	var release string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "build --kernel RELEASE",
+		Short: "Build one cumulative livepatch from the queue",
+		Long: `Compiles the touched files as they are and as patched, proves that the
+unpatched code is byte for byte what the distribution's kernel runs, extracts
+the changed functions and links them into one module with replace set. The same
+queue gives the same bytes; a changed queue gives the next sequence.
+
+Exit status: 0 built; 3 refused, with code, file, function, rule and a hint;
+75 broken: the builder's fault, try again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := runBuild(cmd, o, kernel.Release(release))
+			if err != nil {
+				return cli.Cannot(err, "build a livepatch for %s", release)
+			}
+			if asJSON {
+				b, err := json.MarshalIndent(res, "", "  ")
+				if err != nil {
+					return err
+				}
+				out(cmd, "%s\n", b)
+			} else {
+				printBuild(cmd, res)
+			}
+			if s := res.ExitStatus(); s != 0 {
+				return cli.ExitWith(s)
+			}
+			return nil
+		},
+	}
+	kernelFlag(c, &release)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
+	return c
+}
+
+func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, error) {
+	var none build.Result
+	d, err := o.data()
+	if err != nil {
+		return none, err
+	}
+	e, err := catalog.Load(d.Path, r)
+	if err != nil {
+		return none, err
+	}
+	patches, err := queue.Open(d.Path, e.Series).List()
+	if err != nil {
+		return none, err
+	}
+	cache, err := o.cacheDir()
+	if err != nil {
+		return none, err
+	}
+	c := o.console(cmd)
+	a, _, err := o.openArchive(cmd.Context(), string(e.Distro))
+	if err != nil {
+		return none, err
+	}
+	tools, err := objbuild.FetchTools(cmd.Context(), a, cache, c.progress())
+	if err != nil {
+		return none, err
+	}
+	done, err := build.Read(d.Path, r)
+	if err != nil {
+		return none, err
+	}
+	plan, err := compose.New(e, patches, tools.Version(), 0)
+	if err != nil {
+		return none, err
+	}
+	digest, err := plan.Digest()
+	if err != nil {
+		return none, err
+	}
+	plan.Sequence = build.Next(done, digest)
+	return build.Run(cmd.Context(), objbuild.Driver{Cache: cache, Tools: tools}, plan, d.Path, build.NewClock(c.step))
+}
+
+func printBuild(cmd *cobra.Command, r build.Result) {
+	switch r.Result {
+	case build.Built:
+		out(cmd, "built     %s sequence %d for %s\n", filepath.Base(r.Module.Path), r.Sequence, r.KernelBuild())
+		out(cmd, "module    %s\n          %d bytes, sha256 %s\n", r.Module.Path, r.Module.Bytes, r.Module.SHA256)
+		out(cmd, "fixes     %s\n", joinIDs(r.Fixes))
+		out(cmd, "match     %d of %d functions identical with the kernel's own code\n", r.Match.Identical, r.Match.Checked)
+		for _, p := range r.Match.Replaced {
+			out(cmd, "          %s in %s: %d bytes and %d references proved\n", p.Function, p.File, p.Bytes, p.Relocations)
+		}
+		out(cmd, "time      %.1f s\n", r.Seconds["total"])
+	case build.Refused:
+		out(cmd, "refused   sequence %d for %s\n", r.Sequence, r.KernelBuild())
+		for _, f := range r.Refusals {
+			place := f.File
+			if f.Function != "" {
+				place += ", function " + f.Function
+			}
+			out(cmd, "\n  %s: %s\n    rule    %s\n    hint    %s\n", f.Code, place, f.Rule, f.Hint)
+			if f.Detail != "" {
+				out(cmd, "    detail  %s\n", strings.ReplaceAll(f.Detail, "\n", "\n            "))
+			}
+		}
+	case build.Broken:
+		out(cmd, "broken    %s\nThis is the builder's fault, not the fix's. Try again; if it stays, report it.\n", r.Error)
+	}
+}
+
+func joinIDs(ids []cve.ID) string {
+	var s []string
+	for _, id := range ids {
+		s = append(s, string(id))
+	}
+	return strings.Join(s, ", ")
+}
+
+func testCommand(o *options) *cobra.Command {
+	var release string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "test --kernel RELEASE",
+		Short: "Try the newest livepatch on its kernel, in a virtual machine",
+		Long: `Boots that stock kernel, runs the check of each fix (the flaw must show), loads
+the livepatch from clean and over every earlier sequence, looks at sysfs and at
+the kernel's log, and runs the checks again (the flaw must be gone).
+
+Verdict pass, fail (the livepatch) or broken (the lab; never counts as pass).
+Exit status 0, 3 or 75.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := runTest(cmd, o, kernel.Release(release))
+			if err != nil {
+				return cli.Cannot(err, "test the livepatch of %s", release)
+			}
+			if asJSON {
+				b, err := json.MarshalIndent(res, "", "  ")
+				if err != nil {
+					return err
+				}
+				out(cmd, "%s\n", b)
+			} else {
+				printTest(cmd, res)
+			}
+			switch res.Verdict {
+			case lab.Pass:
+				return nil
+			case lab.Fail:
+				return cli.ExitWith(3)
+			default:
+				return cli.ExitWith(75)
+			}
+		},
+	}
+	kernelFlag(c, &release)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/test.md)")
+	return c
+}
+
+func runTest(cmd *cobra.Command, o *options, r kernel.Release) (proof.Result, error) {
+	var none proof.Result
+	d, err := o.data()
+	if err != nil {
+		return none, err
+	}
+	e, err := catalog.Load(d.Path, r)
+	if err != nil {
+		return none, err
+	}
+	newest, earlier, err := newestBuild(d, r)
+	if err != nil {
+		return none, err
+	}
+	cache, err := o.cacheDir()
+	if err != nil {
+		return none, err
+	}
+	q := queue.Open(d.Path, e.Series)
+	checks := map[cve.ID][]byte{}
+	for _, id := range newest.Fixes {
+		program, err := q.Check(id)
+		if err != nil {
+			return none, err
+		}
+		if program != nil {
+			checks[id] = program
+		}
+	}
+	rig, err := newRig(cache)
+	if err != nil {
+		return none, err
+	}
+	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: kerneltree.At(cache, e).Image(),
+		Built: newest, Earlier: earlier, Checks: checks, Tell: o.console(cmd).step})
+	if err != nil {
+		return none, err
+	}
+	return res, proof.Keep(build.Dir(d.Path, r, newest.Sequence), res)
+}
+
+// newRig makes virtual machines whose guest side is this program itself.
+func newRig(cache string) (*qemu.Rig, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return qemu.New(qemu.Config{Guest: self, Cache: filepath.Join(cache, "lab")})
+}
+
+func newestBuild(d datadir.Dir, r kernel.Release) (newest build.Result, earlier []build.Result, err error) {
+	all, err := build.Read(d.Path, r)
+	if err != nil {
+		return newest, nil, err
+	}
+	if len(all) == 0 {
+		return newest, nil, invalid("nothing was built for %s", r)("klatch-forge build --kernel " + string(r))
+	}
+	i := len(all) - 1
+	return all[i], slices.Clone(all[:i]), nil
+}
+
+func printTest(cmd *cobra.Command, r proof.Result) {
+	out(cmd, "%-8s sequence %d on %s (build %s)\n", r.Verdict, r.Sequence, r.Kernel, r.BuildID[:12])
+	for _, s := range r.Scenarios {
+		out(cmd, "  %-8s %-28s %5.1f s  %s\n", s.Verdict, s.Name, s.Seconds, s.Why)
+	}
+	for _, f := range r.Fixes {
+		out(cmd, "  %-8s %s\n", f.Check, f.CVE)
+	}
+}

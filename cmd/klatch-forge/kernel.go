@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/cli"
+	"klatch/internal/fault"
+	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/sign"
+	"klatch/internal/kernel"
+	"klatch/internal/trust"
+)
+
+// invalid makes an error of kind invalid; the second call adds the hint.
+func invalid(format string, args ...any) func(hint string) error {
+	return func(hint string) error {
+		return fault.New(fault.Invalid, "usage", format, args...).WithHint("%s", hint)
+	}
+}
+
+func initCommand(o *options) *cobra.Command {
+	var profile, publisher string
+	c := &cobra.Command{
+		Use:   "init DIR --profile lab|small",
+		Short: "Make a publisher's data folder",
+		Long: `Makes DIR with catalog, queue, policy, keys, an empty repository, and
+trust.json, the anchor that machines and servers get.
+
+Profile lab has one key of each kind, in files of this machine; machines refuse
+it unless their owner allows it. Profile small needs two of two manifest and
+targets keys and two of three root keys: move each holder's key files to that
+person's machine, and the root keys away from any network.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := datadir.Make(args[0], datadir.Policy{Publisher: publisher, Profile: trust.Profile(profile)})
+			if err == nil {
+				err = sign.MakeKeys(cmd.Context(), d, time.Now())
+			}
+			if err != nil {
+				return cli.Cannot(err, "make the data folder %s", args[0])
+			}
+			out(cmd, "data folder  %s (publisher %s, profile %s)\n", args[0], publisher, profile)
+			out(cmd, "anchor       %s: install it on machines and servers\n", d.Anchor())
+			out(cmd, "module key   %s: enroll it where Secure Boot is on\n", sign.ModuleCertFile(d))
+			out(cmd, "next         klatch-forge --dir %s kernel add --release $(uname -r)\n", args[0])
+			return nil
+		},
+	}
+	c.Flags().StringVar(&profile, "profile", "", "lab or small (needed)")
+	c.Flags().StringVar(&publisher, "publisher", "klatch-lab", "your name in every key, such as example.org")
+	_ = c.MarkFlagRequired("profile")
+	return c
+}
+
+func kernelCommand(o *options) *cobra.Command {
+	c := &cobra.Command{Use: "kernel", Short: "Kernels that livepatches are made for"}
+	c.AddCommand(kernelAdd(o), kernelList(o), kernelAvailable(o))
+	return c
+}
+
+func kernelAdd(o *options) *cobra.Command {
+	var distro, release, source, cflags string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "add --release RELEASE",
+		Short: "Get a distribution kernel and write its catalog entry",
+		Long: `Gets image, headers, source and symbols of exactly that kernel from the
+distribution's archive, through apt with a state folder of its own: nothing is
+installed, the host's sources stay as they are, signatures are checked. Proves
+that image and symbols are one compiled kernel, prepares the source tree in the
+cache, and writes the catalog entry. A second call finds everything there.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			e, err := addKernel(cmd, o, distro, release, source, cflags)
+			if err != nil {
+				return cli.Cannot(err, "add kernel %s", release)
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"release": e.Release, "distro": e.Distro, "arch": e.Arch,
+					"build_id": e.BuildID, "series": e.Series, "package_version": e.Version, "source_version": e.SourceV,
+					"compiler": e.Compiler, "config_sha256": e.ConfigSHA256})
+			}
+			out(cmd, "kernel    %s (%s, package %s)\nbuild id  %s\ncompiler  %s\nqueue     %s\n", e.Release, e.Distro, e.Version, e.BuildID, e.Compiler, e.Series)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&distro, "distro", "debian", "distribution: debian (12)")
+	c.Flags().StringVar(&release, "release", "", "kernel release, as uname -r prints it (needed)")
+	c.Flags().StringVar(&source, "source-version", "", "take another version of the source package; the match proof will say whether it fits")
+	c.Flags().StringVar(&cflags, "extra-cflags", "", "add compiler flags; the match proof will say whether they fit")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the entry as JSON")
+	_ = c.MarkFlagRequired("release")
+	return c
+}
+
+func addKernel(cmd *cobra.Command, o *options, distro, release, source, cflags string) (catalog.Entry, error) {
+	r, err := kernel.ParseRelease(release)
+	if err != nil {
+		return catalog.Entry{}, err
+	}
+	d, err := o.data()
+	if err != nil {
+		return catalog.Entry{}, err
+	}
+	m, err := o.maker(cmd, distro)
+	if err != nil {
+		return catalog.Entry{}, err
+	}
+	e, err := m.Add(cmd.Context(), r, source)
+	if err != nil {
+		return e, err
+	}
+	e.ExtraCFlags = cflags
+	return e, catalog.Save(d.Path, e)
+}
+
+func kernelList(o *options) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "list", Short: "List the kernels of the catalog", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := o.data()
+			if err != nil {
+				return cli.Cannot(err, "list kernels")
+			}
+			all, err := catalog.List(d.Path)
+			if err != nil {
+				return cli.Cannot(err, "list kernels")
+			}
+			if asJSON {
+				builds := []kernel.Build{}
+				for _, e := range all {
+					builds = append(builds, e.Build())
+				}
+				return cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"kernels": builds})
+			}
+			for _, e := range all {
+				out(cmd, "%-32s %-12s %-14s build %s\n", e.Release, e.Distro, e.Version, e.BuildID.Short())
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+func kernelAvailable(o *options) *cobra.Command {
+	var distro, flavor string
+	c := &cobra.Command{
+		Use: "available", Short: "List the kernels that the distribution's archive has now", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, _, err := o.openArchive(cmd.Context(), distro)
+			if err != nil {
+				return cli.Cannot(err, "read the archive")
+			}
+			names, err := a.Kernels(cmd.Context(), flavor)
+			if err != nil {
+				return cli.Cannot(err, "read the archive")
+			}
+			for _, n := range names {
+				out(cmd, "%s\n", n)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&distro, "distro", "debian", "distribution: debian (12)")
+	c.Flags().StringVar(&flavor, "flavor", "cloud-amd64", "end of the release's name")
+	return c
+}

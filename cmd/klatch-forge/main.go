@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Klatch-forge is the publisher's tool: it turns fixes into one signed,
+// cumulative livepatch per kernel build and publishes it. Wiring only; start
+// reading in internal/forge.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/cli"
+	"klatch/internal/forge/lab/guest"
+	"klatch/internal/forge/sandbox"
+)
+
+// version is stamped by the build.
+var version = "unknown"
+
+func main() {
+	if guest.IsInit() {
+		guest.Main()
+	}
+	sandbox.Child()
+	os.Exit(cli.Run(root()))
+}
+
+func root() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "klatch-forge",
+		Short: "Make livepatches: from a kernel fix to a published, signed module",
+		Long: `klatch-forge is the publisher's tool. In this order:
+
+  init DIR          make a data folder: catalog, queue, policy, keys
+  kernel add        get a distribution kernel: image, source, config, symbols
+  queue import      take a fix from a newer source package (or: queue add a diff)
+  queue check       add a program that shows whether the flaw is there
+  build             one cumulative livepatch from the queue, or a refusal that says why
+  test              try it on that kernel in a virtual machine
+  sign, publish     sign module and manifest, put both into the repository
+
+Only publishers need it; machines run klatch, servers klatch-server.`,
+		Example: `  klatch-forge init data --profile lab
+  klatch-forge --dir data kernel add --release 6.1.0-50-cloud-amd64
+  klatch-forge --dir data queue import --kernel 6.1.0-50-cloud-amd64 --to 6.1.192-2 \
+      --file net/unix/af_unix.c --function unix_ioctl --fixes CVE-2026-52928
+  klatch-forge --dir data build --kernel 6.1.0-50-cloud-amd64`,
+		Version: version,
+	}
+	o := &options{}
+	c.PersistentFlags().StringVar(&o.dir, "dir", envOr("KLATCH_FORGE_DIR", "."), "publisher's data folder (KLATCH_FORGE_DIR)")
+	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
+	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
+	c.AddCommand(initCommand(o), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o),
+		signCommand(o), publishCommand(o), demoCommand(o))
+	return c
+}
+
+func envOr(name, def string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return def
+}

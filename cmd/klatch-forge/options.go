@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/forge/archive"
+	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/kerneltree"
+	"klatch/internal/kernel"
+)
+
+// options are the flags that every command shares.
+type options struct {
+	dir, cache string
+	quiet      bool
+}
+
+func (o *options) data() (datadir.Dir, error) {
+	abs, err := filepath.Abs(o.dir)
+	if err != nil {
+		return datadir.Dir{}, err
+	}
+	return datadir.Open(abs)
+}
+
+func (o *options) cacheDir() (string, error) {
+	if o.cache != "" {
+		return filepath.Abs(o.cache)
+	}
+	return datadir.CacheDir()
+}
+
+// console tells steps on standard error, each with the time it took.
+type console struct {
+	w io.Writer
+}
+
+func (o *options) console(cmd *cobra.Command) console {
+	if o.quiet {
+		return console{io.Discard}
+	}
+	return console{cmd.ErrOrStderr()}
+}
+
+// step prints a line when a step begins and completes it when it ends.
+func (c console) step(what string) func(note string) {
+	start := time.Now()
+	fmt.Fprintf(c.w, "  %s …\n", what) //nolint:errcheck // decoration
+	return func(note string) {
+		if note != "" {
+			note = ": " + note
+		}
+		fmt.Fprintf(c.w, "  %s%s (%.1f s)\n", what, note, time.Since(start).Seconds()) //nolint:errcheck // decoration
+	}
+}
+
+func (c console) say(format string, args ...any) {
+	fmt.Fprintf(c.w, "  "+format+"\n", args...) //nolint:errcheck // decoration
+}
+
+// progress prints at most one line per second and package.
+func (c console) progress() archive.Progress {
+	var last time.Time
+	return func(what string, done, total int64) {
+		if what == "" || total == 0 || time.Since(last) < time.Second {
+			return
+		}
+		last = time.Now()
+		fmt.Fprintf(c.w, "    %3d %% of %d MB  %s\n", done*100/total, total/1_000_000, what) //nolint:errcheck // decoration
+	}
+}
+
+// debianReleases maps what --distro takes to a code name of Debian. The tools
+// come from the release after it, which has kpatch-build.
+var debianReleases = map[string]struct {
+	distro kernel.Distro
+	suite  string
+	tools  string
+}{
+	"debian":    {"debian-12", "bookworm", "trixie"},
+	"debian-12": {"debian-12", "bookworm", "trixie"},
+}
+
+// openArchive prepares apt's own state for Debian's archive.
+func (o *options) openArchive(ctx context.Context, distro string) (*archive.Archive, kernel.Distro, error) {
+	d, ok := debianReleases[distro]
+	if !ok {
+		return nil, "", invalid("distribution %q is unknown", distro)("use --distro debian")
+	}
+	cache, err := o.cacheDir()
+	if err != nil {
+		return nil, "", err
+	}
+	suites, err := archive.HostSuites(ctx, d.suite, d.tools)
+	if err != nil {
+		return nil, "", err
+	}
+	a, err := archive.Open(filepath.Join(cache, "apt"), suites)
+	if err != nil {
+		return nil, "", err
+	}
+	return a, d.distro, a.Update(ctx, false)
+}
+
+func (o *options) maker(cmd *cobra.Command, distro string) (kerneltree.Maker, error) {
+	a, d, err := o.openArchive(cmd.Context(), distro)
+	if err != nil {
+		return kerneltree.Maker{}, err
+	}
+	cache, err := o.cacheDir()
+	if err != nil {
+		return kerneltree.Maker{}, err
+	}
+	c := o.console(cmd)
+	return kerneltree.Maker{Archive: a, Cache: cache, Distro: d, Step: c.step, Progress: c.progress(), Say: c.say}, nil
+}
+
+func kernelFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "kernel", "", "kernel release, as uname -r prints it (needed)")
+	_ = cmd.MarkFlagRequired("kernel")
+	_ = cmd.RegisterFlagCompletionFunc("kernel", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		dir, err := cmd.Flags().GetString("dir")
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		files, _ := filepath.Glob(filepath.Join(dir, "catalog", "*", "*.toml"))
+		var names []string
+		for _, f := range files {
+			names = append(names, strings.TrimSuffix(filepath.Base(f), ".toml"))
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func out(cmd *cobra.Command, format string, args ...any) {
+	fmt.Fprintf(cmd.OutOrStdout(), format, args...) //nolint:errcheck // standard output
+}
+
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"klatch/internal/cli"
+	"klatch/internal/cve"
+	"klatch/internal/durable"
+	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/kerneltree"
+	"klatch/internal/forge/queue"
+	"klatch/internal/kernel"
+)
+
+func queueCommand(o *options) *cobra.Command {
+	c := &cobra.Command{Use: "queue", Short: "Source patches: what goes into the next livepatch"}
+	c.AddCommand(queueImport(o), queueAdd(o), queueCheck(o), queueDrop(o), queueList(o))
+	return c
+}
+
+func queueImport(o *options) *cobra.Command {
+	var release, to, check string
+	var files, functions, fixes []string
+	c := &cobra.Command{
+		Use:   "import --kernel RELEASE --to VERSION --file PATH --fixes CVE",
+		Short: "Take a fix from a newer source package",
+		Long: `Takes the change of the named files between this kernel's source and a newer
+version of the same source package, and puts it at the end of the queue as one
+source patch. --function takes only the hunks in functions of that name: a
+security upload holds many fixes, and a livepatch should hold what it claims.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ids, err := parseFixes(fixes)
+			if err == nil {
+				err = importFix(cmd, o, release, to, files, functions, ids, check)
+			}
+			return cli.Cannot(err, "import the fix of %s", strings.Join(fixes, ", "))
+		},
+	}
+	kernelFlag(c, &release)
+	c.Flags().StringVar(&to, "to", "", "version of the newer source package (needed)")
+	c.Flags().StringSliceVar(&files, "file", nil, "file of the kernel's source; may be repeated (needed)")
+	c.Flags().StringSliceVar(&functions, "function", nil, "only changes in this function; may be repeated")
+	c.Flags().StringSliceVar(&fixes, "fixes", nil, "CVE that the change fixes; may be repeated (needed)")
+	c.Flags().StringVar(&check, "check", "", "program that shows the flaw; see: klatch-forge queue check --help")
+	for _, f := range []string{"to", "file", "fixes"} {
+		_ = c.MarkFlagRequired(f)
+	}
+	return c
+}
+
+func importFix(cmd *cobra.Command, o *options, release, to string, files, functions []string, ids []cve.ID, check string) error {
+	d, err := o.data()
+	if err != nil {
+		return err
+	}
+	e, err := catalog.Load(d.Path, kernel.Release(release))
+	if err != nil {
+		return err
+	}
+	m, err := o.maker(cmd, string(e.Distro))
+	if err != nil {
+		return err
+	}
+	newer, err := m.Files(cmd.Context(), e.Source, to, files)
+	if err != nil {
+		return err
+	}
+	cache, err := o.cacheDir()
+	if err != nil {
+		return err
+	}
+	diff, err := queue.Change(cmd.Context(), kerneltree.At(cache, e).Source(), newer, files, functions)
+	if err != nil {
+		return err
+	}
+	origin := fmt.Sprintf("%s %s to %s: %s", e.Source, e.SourceV, to, strings.Join(files, " "))
+	if len(functions) > 0 {
+		origin += " (" + strings.Join(functions, " ") + ")"
+	}
+	return enqueue(cmd, queue.Open(d.Path, e.Series), queue.Patch{Name: string(ids[0]), Fixes: ids, Origin: origin, Diff: diff}, check)
+}
+
+// enqueue stores the check first: a fix that is in the queue has its check.
+func enqueue(cmd *cobra.Command, q queue.Queue, p queue.Patch, check string) error {
+	if check != "" {
+		program, err := durable.ReadFile(check, 64<<20)
+		if err != nil {
+			return err
+		}
+		for _, id := range p.Fixes {
+			if err := q.SetCheck(id, program); err != nil {
+				return err
+			}
+		}
+	}
+	if err := q.Add(p); err != nil {
+		return err
+	}
+	note := "with a check"
+	if check == "" {
+		note = "UNCHECKED: add a program that shows the flaw: klatch-forge queue check"
+	}
+	out(cmd, "queue %s: added %s (%d bytes of diff), %s\n", q.Series, p.Name, len(p.Diff), note)
+	return nil
+}
+
+func parseFixes(fixes []string) ([]cve.ID, error) {
+	var ids []cve.ID
+	for _, f := range fixes {
+		id, err := cve.Parse(f)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func queueAdd(o *options) *cobra.Command {
+	var series, name, check string
+	var fixes []string
+	c := &cobra.Command{
+		Use:   "add FILE.patch --series SERIES --fixes CVE",
+		Short: "Put a diff at the end of the queue",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := o.data()
+			if err != nil {
+				return cli.Cannot(err, "add %s", args[0])
+			}
+			ids, err := parseFixes(fixes)
+			if err != nil {
+				return cli.Cannot(err, "add %s", args[0])
+			}
+			diff, err := durable.ReadFile(args[0], 4<<20)
+			if err != nil {
+				return cli.Cannot(err, "add %s", args[0])
+			}
+			if name == "" {
+				name = strings.TrimSuffix(filepath.Base(args[0]), filepath.Ext(args[0]))
+			}
+			p := queue.Patch{Name: name, Fixes: ids, Origin: "file " + filepath.Base(args[0]), Diff: diff}
+			return cli.Cannot(enqueue(cmd, queue.Open(d.Path, series), p, check), "add %s", args[0])
+		},
+	}
+	c.Flags().StringVar(&series, "series", "debian-6.1", "queue to add to")
+	c.Flags().StringVar(&name, "name", "", "name in the queue; default: the file's")
+	c.Flags().StringSliceVar(&fixes, "fixes", nil, "CVE that the change fixes; may be repeated (needed)")
+	c.Flags().StringVar(&check, "check", "", "program that shows the flaw; see: klatch-forge queue check --help")
+	_ = c.MarkFlagRequired("fixes")
+	return c
+}
+
+func queueCheck(o *options) *cobra.Command {
+	var series string
+	c := &cobra.Command{
+		Use:   "check CVE PROGRAM --series SERIES",
+		Short: "Say how a fix is checked",
+		Long: `Stores a program, static or a /bin/sh script for busybox, that shows whether
+a flaw is there. It must be benign: read a value, look at an errno. Exit status
+1: the flaw shows. 0: it does not. Anything else: could not find out.
+
+klatch-forge test runs it on the kernel before and after the livepatch. A fix
+without a check is called unchecked, on every machine that gets it.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := o.data()
+			if err != nil {
+				return cli.Cannot(err, "store the check")
+			}
+			id, err := cve.Parse(args[0])
+			if err != nil {
+				return cli.Cannot(err, "store the check")
+			}
+			program, err := os.ReadFile(args[1])
+			if err != nil {
+				return cli.Cannot(err, "store the check")
+			}
+			return cli.Cannot(queue.Open(d.Path, series).SetCheck(id, program), "store the check of %s", id)
+		},
+	}
+	c.Flags().StringVar(&series, "series", "debian-6.1", "queue")
+	return c
+}
+
+func queueDrop(o *options) *cobra.Command {
+	var series string
+	c := &cobra.Command{
+		Use: "drop NAME --series SERIES", Short: "Take a source patch out of the queue", Args: cobra.ExactArgs(1),
+		Long: "Takes a source patch out of the queue. Its file stays for the record. The next\nbuild has the next sequence; a livepatch that was published stays published.",
+		RunE: func(_ *cobra.Command, args []string) error {
+			d, err := o.data()
+			if err != nil {
+				return cli.Cannot(err, "drop %s", args[0])
+			}
+			return cli.Cannot(queue.Open(d.Path, series).Drop(args[0]), "drop %s", args[0])
+		},
+	}
+	c.Flags().StringVar(&series, "series", "debian-6.1", "queue")
+	return c
+}
+
+func queueList(o *options) *cobra.Command {
+	var series string
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "list --series SERIES", Short: "Show a queue in its order", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := o.data()
+			if err != nil {
+				return cli.Cannot(err, "list the queue")
+			}
+			q := queue.Open(d.Path, series)
+			ps, err := q.List()
+			if err != nil {
+				return cli.Cannot(err, "list the queue")
+			}
+			type row struct {
+				Name    string   `json:"name"`
+				Fixes   []cve.ID `json:"fixes"`
+				Files   []string `json:"files"`
+				Origin  string   `json:"origin"`
+				Checked bool     `json:"checked"`
+			}
+			rows := []row{}
+			for _, p := range ps {
+				r := row{Name: p.Name, Fixes: p.Fixes, Files: p.Files, Origin: p.Origin, Checked: true}
+				for _, id := range p.Fixes {
+					r.Checked = r.Checked && readable(q.CheckFile(id)) == nil
+				}
+				rows = append(rows, r)
+			}
+			if asJSON {
+				return cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"series": series, "patches": rows})
+			}
+			for i, r := range rows {
+				state := "checked"
+				if !r.Checked {
+					state = "UNCHECKED"
+				}
+				out(cmd, "%2d  %-18s %-10s %s\n", i+1, r.Name, state, strings.Join(r.Files, " "))
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&series, "series", "debian-6.1", "queue")
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/pki"
+	"klatch/internal/server/repo"
+	"klatch/internal/trust"
+)
+
+// The data folder. All but klatch.db and repository/ must be kept to stay the
+// same server; those two are filled again from outside.
+const (
+	settingsFile = "server.json"
+	caCertFile   = "ca.crt"
+	caKeyFile    = "ca.key"
+	certFile     = "server.crt"
+	keyFile      = "server.key"
+	anchorFile   = "anchor.json"
+	databaseFile = "klatch.db"
+	copyDir      = "repository"
+	memoryDir    = "upstream" // newest metadata ever accepted from the publisher
+
+	settingsFormat = "klatch-server/1"
+	maxSettings    = 1 << 20
+)
+
+// settings is the file that init writes last: with it the folder is complete.
+type settings struct {
+	Format      string   `json:"format"`
+	Names       []string `json:"names"`
+	AdminDigest string   `json:"admin_digest"` // SHA-256 of the admin token, hexadecimal
+	AllowLab    bool     `json:"allow_lab"`
+	Upstream    string   `json:"upstream"`
+}
+
+// data is an open data folder.
+type data struct {
+	dir string
+	settings
+	ca     *pki.CA
+	anchor *trust.Anchor
+}
+
+func (d *data) path(name string) string { return filepath.Join(d.dir, name) }
+
+func openData(dir string) (*data, error) {
+	d := &data{dir: dir}
+	b, err := durable.ReadFile(d.path(settingsFile), maxSettings)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "not_initialized", "%s holds no server", dir).
+			WithHint("make one: klatch-server init --data %s --name NAME --anchor FILE", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&d.settings); err != nil || d.Format != settingsFormat {
+		return nil, fault.New(fault.Invalid, "settings_malformed", "read %s: not settings of format %s: %w", d.path(settingsFile), settingsFormat, err)
+	}
+	if d.ca, err = loadCA(dir); err != nil {
+		return nil, err
+	}
+	if d.anchor, err = loadAnchor(d.path(anchorFile), d.AllowLab); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func loadCA(dir string) (*pki.CA, error) {
+	cert, err := durable.ReadFile(filepath.Join(dir, caCertFile), maxSettings)
+	if err != nil {
+		return nil, err
+	}
+	key, err := durable.ReadFile(filepath.Join(dir, caKeyFile), maxSettings)
+	if err != nil {
+		return nil, err
+	}
+	return pki.LoadCA(cert, key)
+}
+
+func loadAnchor(path string, allowLab bool) (*trust.Anchor, error) {
+	b, err := durable.ReadFile(path, trust.MaxAnchor)
+	if err != nil {
+		return nil, err
+	}
+	a, err := trust.ParseAnchor(b, allowLab)
+	if fault.CodeOf(err) == "lab_keys" {
+		return nil, fault.New(fault.Untrusted, "lab_keys", "%w", err).
+			WithHint("use an anchor of profile small, or accept lab keys on this server: --allow-lab")
+	}
+	return a, err
+}
+
+func (d *data) repo(log *slog.Logger) *repo.Repo {
+	return repo.New(d.path(copyDir), d.path(memoryDir), d.anchor, log)
+}
+
+// certificate is the server's own, renewed when a third of its life is left.
+type certificate struct {
+	d   *data
+	log *slog.Logger
+	mu  sync.Mutex
+	now *tls.Certificate
+}
+
+// get is for tls.Config.GetCertificate.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.now == nil {
+		cert, err := tls.LoadX509KeyPair(c.d.path(certFile), c.d.path(keyFile))
+		if err == nil && cert.Leaf == nil {
+			cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0])
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err == nil {
+			c.now = &cert
+		}
+	}
+	if c.now != nil && now.Before(c.now.Leaf.NotAfter.Add(-pki.ServerLife/3)) {
+		return c.now, nil
+	}
+	certPEM, keyPEM, err := c.d.ca.SignServer(c.d.Names, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeCertificate(c.d.dir, certPEM, keyPEM); err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	c.now = &cert
+	c.log.Info("server certificate renewed", slog.Time("expires", cert.Leaf.NotAfter))
+	return c.now, nil
+}
+
+// writeCertificate removes the old key first: a crash in between leaves none,
+// and a missing pair is made anew, a mismatched one would not be.
+func writeCertificate(dir string, certPEM, keyPEM []byte) error {
+	for _, name := range []string{keyFile, certFile} {
+		if err := durable.Remove(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := durable.WriteFile(filepath.Join(dir, certFile), certPEM, 0o644); err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, keyFile), keyPEM, 0o600)
+}
+
+func digest(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+// makeDir makes the data folder for nobody else.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make data folder: %w", err)
+	}
+	return nil
+}

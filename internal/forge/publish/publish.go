@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package publish puts signed livepatches into the publisher's TUF repository:
+// a folder of static files that servers, mirrors and any web server can hand
+// out. Livepatches go in first, the metadata that names them last, so a run
+// that dies leaves a repository that clients accept, and the next run
+// completes it.
+package publish
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/sign"
+	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
+	"klatch/internal/trust"
+	"klatch/internal/tufrepo"
+)
+
+// custom is what the metadata says of a target beside its digest. It lets a
+// mirror filter without opening bundles; machines believe the manifest.
+type custom struct {
+	Format   string             `json:"format"`
+	Kernel   kernel.Build       `json:"kernel"`
+	Sequence livepatch.Sequence `json:"sequence"`
+	Fixes    []livepatch.Fix    `json:"fixes"`
+}
+
+// Publish adds all signed livepatches of the builds, or finds them published.
+func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time.Time) (tufrepo.Result, error) {
+	var p tufrepo.Publication
+	for _, b := range builds {
+		t, err := target(d, b)
+		if err != nil {
+			return tufrepo.Result{}, err
+		}
+		p.Targets = append(p.Targets, t)
+	}
+	if len(p.Targets) == 0 {
+		return tufrepo.Result{}, fault.New(fault.Invalid, "nothing_signed", "no signed livepatch to publish").
+			WithHint("klatch-forge sign --kernel RELEASE")
+	}
+	keys, err := sign.RepositoryKeys(d, false)
+	if err != nil {
+		return tufrepo.Result{}, err
+	}
+	return tufrepo.Publish(ctx, d.Repository(), p, keys, now)
+}
+
+func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {
+	var t tufrepo.Target
+	content, err := durable.ReadFile(sign.BundleFile(d, b), livepatch.MaxBundle)
+	if err != nil {
+		return t, err
+	}
+	bundle, err := livepatch.ParseBundle(content)
+	if err != nil {
+		return t, err
+	}
+	raw, err := durable.ReadFile(d.Anchor(), trust.MaxAnchor)
+	if err != nil {
+		return t, err
+	}
+	anchor, err := trust.ParseAnchor(raw, true)
+	if err != nil {
+		return t, err
+	}
+	m, err := anchor.OpenManifest(bundle.Manifest)
+	if err != nil {
+		return t, err
+	}
+	c, err := json.Marshal(custom{"klatch-target/1", m.Kernel, m.Sequence, m.Fixes})
+	if err != nil {
+		return t, err
+	}
+	return tufrepo.Target{Path: m.TargetPath(), Content: content, Custom: c}, nil
+}
+
+// Refresh signs again what is about to expire.
+func Refresh(ctx context.Context, d datadir.Dir, now time.Time) (tufrepo.Result, error) {
+	keys, err := sign.RepositoryKeys(d, false)
+	if err != nil {
+		return tufrepo.Result{}, err
+	}
+	return tufrepo.Refresh(ctx, d.Repository(), keys, now)
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * klatch_ok: a livepatch that loads, finishes and can be seen: /proc/cmdline
+ * says that it was patched. After samples/livepatch of the kernel.
+ */
+#include <linux/kernel.h>
+#include <linux/livepatch.h>
+#include <linux/module.h>
+#include <linux/seq_file.h>
+
+static int klatch_cmdline_proc_show(struct seq_file *m, void *v)
+{
+	seq_puts(m, "klatch_ok: this has been live patched\n");
+	return 0;
+}
+
+static struct klp_func funcs[] = {
+	{ .old_name = "cmdline_proc_show", .new_func = klatch_cmdline_proc_show },
+	{ }
+};
+
+static struct klp_object objs[] = { { .funcs = funcs }, { } };
+
+static struct klp_patch patch = { .mod = THIS_MODULE, .objs = objs, .replace = true };
+
+static int __init klatch_ok_init(void)
+{
+	return klp_enable_patch(&patch);
+}
+
+static void __exit klatch_ok_exit(void) { }
+
+module_init(klatch_ok_init);
+module_exit(klatch_ok_exit);
+MODULE_LICENSE("GPL");
+MODULE_INFO(livepatch, "Y");
