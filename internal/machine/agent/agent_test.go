@@ -2,6 +2,8 @@
 
 package agent
 
+//go:generate go test -run "TestDiagram|TestStates|TestEveryState" . -update
+
 import (
 	"bytes"
 	"encoding/json"
