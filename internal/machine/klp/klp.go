@@ -69,7 +69,11 @@ func (k *Kernel) Look() (State, error) {
 	release := read("proc/sys/kernel/osrelease")
 	s.BootID = read("proc/sys/kernel/random/boot_id")
 	s.CommandLine = strings.Fields(read("proc/cmdline"))
-	for line := range strings.Lines(read("proc/modules")) {
+	modules, err := durable.ReadFile(filepath.Join(k.root, "proc/modules"), maxFile)
+	if !errors.Is(err, fs.ErrNotExist) { // a kernel without CONFIG_MODULES has no such file
+		failed = errors.Join(failed, err)
+	}
+	for line := range strings.Lines(string(modules)) {
 		name, _, _ := strings.Cut(line, " ")
 		s.Modules = append(s.Modules, name)
 	}
