@@ -140,7 +140,7 @@ func (s *stage) call(c *tls.Config, path string, in, out any) (int, wire.Problem
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close()
+	defer a.Body.Close() //nolint:errcheck // read only
 	answer, err := io.ReadAll(a.Body)
 	if err != nil {
 		s.t.Fatal(err)
@@ -200,7 +200,7 @@ func (s *stage) page() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close()
+	defer a.Body.Close() //nolint:errcheck // read only
 	page, err := io.ReadAll(a.Body)
 	if err != nil || a.StatusCode != 200 {
 		s.t.Fatal(a.Status, err)
