@@ -53,7 +53,7 @@ var layers = []layer{
 	{"internal/obs", nouns, anyLib, noExec},
 
 	// The root program: everything that runs with privileges.
-	{"internal/machine/klp", []string{"internal/kernel", "internal/fault"}, unixOnly, rootBan},
+	{"internal/machine/klp", []string{"internal/kernel", "internal/durable", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loaderapi", []string{"internal/kernel", "internal/livepatch", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loader", rootMay, nil, rootBan},
 	{"cmd/klatch-loader", append([]string{"internal/machine/loader"}, rootMay...), nil, rootBan},
@@ -64,6 +64,9 @@ var layers = []layer{
 	{"internal/machine", nounsAndMechanisms, anyLib, append([]string{"klatch/internal/machine/loader"}, noExec...)},
 
 	{"internal/testkit", []string{"internal"}, anyLib, nil},
+
+	// Programs that run in a lab guest: they stand alone.
+	{"lab/checks", nil, nil, []string{"net", "os/exec"}},
 
 	{"cmd/klatch-forge", programMay("internal/forge"), anyLib, nil},
 	{"cmd/klatch-server", programMay("internal/server"), anyLib, noExec},

@@ -116,8 +116,9 @@ func (d *Distro) UnmarshalText(b []byte) error {
 
 // Build is one compiled kernel and where it comes from. ID alone decides
 // whether a livepatch fits; the other fields say it to people and to paths.
+// Distro is empty where the kernel alone was asked.
 type Build struct {
-	Distro  Distro  `json:"distro"`
+	Distro  Distro  `json:"distro,omitempty"`
 	Arch    Arch    `json:"arch"`
 	Release Release `json:"release"`
 	ID      BuildID `json:"build_id"`

@@ -54,9 +54,25 @@ var probes = map[string]func() bool{
 	"root":        func() bool { return os.Geteuid() == 0 },
 	"kerneldeb":   func() bool { return KernelDeb() != "" },
 	"strace":      allInPath("strace"),
+	"openssl":     allInPath("openssl"),
+	"sign-file":   func() bool { return SignFile() != "" },
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
+}
+
+// SignFile is the kernel's own program that signs modules: the one that
+// KLATCH_SIGN_FILE names, or that of Debian's package linux-kbuild. It is
+// empty when there is none.
+func SignFile() string {
+	names := []string{os.Getenv("KLATCH_SIGN_FILE")}
+	found, _ := filepath.Glob("/usr/lib/linux-kbuild-*/scripts/sign-file") // the pattern is well-formed
+	for _, n := range append(names, found...) {
+		if st, err := os.Stat(n); err == nil && st.Mode().IsRegular() {
+			return n
+		}
+	}
+	return ""
 }
 
 // Kernel is the kernel image for VM tests: the one that KernelEnv names, or

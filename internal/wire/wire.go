@@ -40,7 +40,7 @@ type Token string
 // targeting and for pages, never for trust.
 type Facts struct {
 	Hostname string         `json:"hostname"`
-	Kernel   kernel.Build   `json:"kernel"`
+	Kernel   kernel.Build   `json:"kernel,omitzero"`     // absent: the machine could not find out
 	BootID   string         `json:"boot_id"`             // /proc/sys/kernel/random/boot_id
 	Lockdown string         `json:"lockdown"`            // none, integrity, confidentiality or unknown
 	Enforced string         `json:"module_sig_enforced"` // yes, no or unknown

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package loaderapi is what klatchd and klatch-loader say to each other: the
-// messages, their encoding on a Unix stream socket, and a client.
+// messages, their encoding on a Unix stream socket, and root's end of it. The
+// client is in package loaderclient.
 //
 // It uses system calls instead of package net, so that the root program links
 // no network code at all. One connection carries one request and one answer;
-// each is a 4-byte big-endian length and JSON of at most MaxMessage bytes.
+// each is a 4-byte big-endian length and JSON of at most MaxMessage bytes
+// (MaxAnswer for an answer, which lists every fix of a cumulative livepatch).
 // Files travel as descriptors beside the request (SCM_RIGHTS, unix(7)), never
 // as paths.
 package loaderapi
@@ -16,8 +18,12 @@ import (
 	"klatch/internal/livepatch"
 )
 
-// MaxMessage limits one message, in bytes.
-const MaxMessage = 64 << 10
+// Limits of one message, in bytes. Root reads requests only; an answer holds
+// the fixes of a manifest, which has livepatch.MaxManifest bytes at most.
+const (
+	MaxMessage = 64 << 10
+	MaxAnswer  = 2 << 20
+)
 
 // SocketPath is where the loader listens; systemd owns the socket.
 const SocketPath = "/run/klatch/loader.sock"
@@ -58,7 +64,7 @@ type Request struct {
 type Answer struct {
 	Version  int       `json:"version"`
 	Fault    *Fault    `json:"fault"`
-	Status   Status    `json:"status"` // after the request, also with a fault
+	Status   Status    `json:"status"` // after the request, also with a fault; zero for a caller who may not ask
 	Blockers []Blocker `json:"blockers,omitempty"`
 }
 
@@ -72,12 +78,13 @@ type Fault struct {
 
 // Status is what the loader knows and sees.
 type Status struct {
-	Kernel  kernel.Build       `json:"kernel"`  // the running one; distro is empty, the kernel does not know it
-	Loaded  *Loaded            `json:"loaded"`  // our livepatch in the kernel; null for none
-	Foreign []string           `json:"foreign"` // livepatches in the kernel that are not ours
-	Highest livepatch.Sequence `json:"highest"` // highest ever confirmed on this kernel build
-	Attempt *Attempt           `json:"attempt"` // in flight; null for none
-	Boot    BootState          `json:"boot"`
+	Kernel   kernel.Build       `json:"kernel,omitzero"` // the running one; distro is empty, the kernel does not know it
+	Loaded   *Loaded            `json:"loaded"`          // our livepatch in the kernel; null for none
+	Foreign  []string           `json:"foreign"`         // livepatches in the kernel that are not ours
+	Highest  livepatch.Sequence `json:"highest"`         // highest ever confirmed on this kernel build
+	Attempt  *Attempt           `json:"attempt"`         // in flight; null for none
+	Disabled bool               `json:"disabled"`        // by root, until the next reboot
+	Boot     BootState          `json:"boot"`
 }
 
 // Loaded is the state of our livepatch, as sysfs says it

@@ -135,8 +135,15 @@ func (r *Repo) Lie(path string, h http.HandlerFunc) {
 
 // Serve starts a web server over the repository and returns its address.
 func (r *Repo) Serve() string {
+	s := httptest.NewServer(r.Handler())
+	r.t.Cleanup(s.Close)
+	return s.URL
+}
+
+// Handler serves the repository, lies included.
+func (r *Repo) Handler() http.Handler {
 	files := http.FileServer(http.Dir(r.Dir))
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		r.mu.Lock()
 		lie := r.lies[q.URL.Path]
 		r.mu.Unlock()
@@ -145,9 +152,7 @@ func (r *Repo) Serve() string {
 			return
 		}
 		files.ServeHTTP(w, q)
-	}))
-	r.t.Cleanup(s.Close)
-	return s.URL
+	})
 }
 
 // Forget ends all lies.

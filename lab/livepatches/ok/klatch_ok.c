@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * klatch_ok: a livepatch that loads, finishes and can be seen: /proc/cmdline
  * says that it was patched. After samples/livepatch of the kernel.

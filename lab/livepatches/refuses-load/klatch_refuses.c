@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * klatch_refuses: a livepatch that the kernel refuses to load, because the
  * function that it wants to replace does not exist.

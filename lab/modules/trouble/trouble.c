@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * trouble: makes the kernel complain in a chosen way, so that the console
  * corpus of the oops detector is real. For lab guests only.

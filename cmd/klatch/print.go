@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"klatch/internal/livepatch"
+	"klatch/internal/machine/agent"
+)
+
+// printStatus is for people: the answer first, then the facts behind it.
+func printStatus(w io.Writer, s agent.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		text := fmt.Sprintf(format, args...)
+		for i, line := range strings.Split(text, "\n") {
+			if i > 0 {
+				name = ""
+			}
+			fmt.Fprintf(t, "%s\t%s\n", name, clean(line)) //nolint:errcheck // Flush tells
+		}
+	}
+	st := s.State
+	row("State:", "%s", st.State)
+	row("Reason:", "%s: %s", st.Reason, st.Text)
+	row("Next step:", "%s", st.NextStep)
+	if s.Facts.Kernel.ID.IsZero() {
+		row("Kernel:", "unknown")
+	} else {
+		row("Kernel:", "%s, %s", s.Facts.Kernel, s.Facts.Kernel.Distro)
+	}
+	row("Livepatch:", "%s", loaded(st.Sequence, st.Highest))
+	if len(st.Fixes) > 0 {
+		row("Fixes:", "%s", fixes(st.Fixes))
+	}
+	row("Reboot:", "%s", reboot(s))
+	row("Lockdown:", "%s; modules must be signed: %s", s.Facts.Lockdown, s.Facts.Enforced)
+	if s.Identity != nil {
+		row("Server:", "%s, as %s in tier %s", s.Identity.Server, s.Identity.MachineID, s.Identity.Tier)
+	} else {
+		row("Server:", "not enrolled")
+	}
+	if s.Trust != nil {
+		row("Publisher:", "%s, profile %s", s.Trust.Publisher, s.Trust.Profile)
+	} else {
+		row("Publisher:", "none is trusted")
+	}
+	row("Last check:", "%s", lastCheck(s))
+	if s.Queued > 0 {
+		row("Reports:", "%d wait for the server", s.Queued)
+	}
+	for i, p := range s.Problems {
+		row(map[bool]string{true: "Problems:"}[i == 0], "%s", p)
+	}
+	return t.Flush()
+}
+
+func loaded(s, highest livepatch.Sequence) string {
+	switch {
+	case s == 0 && highest == 0:
+		return "none"
+	case s == 0:
+		return fmt.Sprintf("none; the highest ever confirmed here is %d", highest)
+	case highest >= s:
+		return fmt.Sprintf("%d, confirmed", s)
+	default:
+		return fmt.Sprintf("%d, not confirmed yet", s)
+	}
+}
+
+func fixes(fs []livepatch.Fix) string {
+	var lines []string
+	for _, f := range fs {
+		line := string(f.CVE)
+		if f.Check != livepatch.Passed {
+			line += " (" + string(f.Check) + ")"
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func reboot(s agent.Status) string {
+	lines := []string{string(s.Reboot.Level)}
+	for _, r := range s.Reboot.Reasons {
+		if r.Code != "livepatch_loaded" {
+			lines = append(lines, r.Text)
+		}
+	}
+	if len(lines) > 1 {
+		lines[0] += ": " + lines[1]
+		lines = append(lines[:1], lines[2:]...)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func lastCheck(s agent.Status) string {
+	c := s.Check
+	if c.Result == "" {
+		return "none yet"
+	}
+	line := fmt.Sprintf("%s (%s ago): %s, %s", when(c.At), s.At.Sub(c.At).Round(time.Second), c.Result, c.Code)
+	if c.Text != "" {
+		line += "\n" + c.Text
+	}
+	return line
+}
+
+func number(s livepatch.Sequence) string {
+	if s == 0 {
+		return "-"
+	}
+	return fmt.Sprint(s)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return clean(s)
+}
+
+func oneLine(s string) string { return clean(strings.ReplaceAll(s, "\n", "; ")) }
+
+// clean keeps foreign words from steering the terminal or the table.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

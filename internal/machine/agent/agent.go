@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent takes one machine from "a fix exists" to "the fix runs".
+//
+// Read Step first: it is the whole journey, one phase per line. Every phase is
+// written to the journal before its effect, so the daemon may die at any point
+// and Step goes on where the journal says. It runs without privileges: what
+// needs root is asked of the loader, which verifies everything again.
+//
+// A failed verification never unloads what works: on every error the machine
+// stays as it is.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"klatch/internal/durable"
+	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
+	"klatch/internal/machine/facts"
+	"klatch/internal/machine/loaderapi"
+	"klatch/internal/trust"
+	"klatch/internal/wire"
+)
+
+// Server is the fleet's server as the agent needs it. Safe for concurrent
+// use. An error of kind Unavailable means "later"; NotFound with code
+// "not_enrolled" means that this machine has no credential yet.
+type Server interface {
+	// Identity is who this machine is there; ok is false without enrollment.
+	Identity() (id Identity, ok bool)
+	// Enroll exchanges a token. On return the credential is on disk.
+	Enroll(ctx context.Context, address string, token wire.Token, f wire.Facts) (Identity, error)
+	Check(ctx context.Context, r wire.CheckRequest) (wire.CheckAnswer, error)
+	// Report returns when the server has the report for good.
+	Report(ctx context.Context, r wire.Report) error
+}
+
+// Identity is an enrollment without its secrets.
+type Identity struct {
+	MachineID string    `json:"machine_id"`
+	Tier      string    `json:"tier"`
+	Server    string    `json:"server"` // address
+	Expires   time.Time `json:"expires"`
+}
+
+// Repository is the publisher's signed metadata, from wherever it is served.
+type Repository interface {
+	// Refresh verifies the newest metadata at the time now. Untrusted means
+	// that a signature, an expiry or a version was refused.
+	Refresh(ctx context.Context, anchor *trust.Anchor, now time.Time) (Snapshot, error)
+}
+
+// Snapshot is one verified state of the repository.
+type Snapshot interface {
+	// Fetch gets the bytes of a signed target. NotFound means that the target
+	// is not in the signed list, Untrusted that the bytes are not those signed.
+	Fetch(ctx context.Context, target string, limit int64) ([]byte, error)
+}
+
+// Loader is the root program; loaderapi.Client is one.
+type Loader interface {
+	Load(ctx context.Context, manifest, module *os.File) (loaderapi.Status, error)
+	Status(ctx context.Context) (loaderapi.Status, error)
+	Confirm(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
+	Cancel(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
+	Blockers(ctx context.Context) ([]loaderapi.Blocker, error)
+}
+
+// Config is what an agent is made of.
+type Config struct {
+	Dir     string // state, owned by klatchd alone
+	Version string
+	Policy  Policy
+
+	Machine    facts.Machine
+	Server     Server
+	Repository Repository
+	Loader     Loader
+	// Anchor reads the trust anchor anew each time, so that installing one
+	// needs no restart. NotFound with code "no_anchor" means none is there.
+	Anchor func() (*trust.Anchor, error)
+	Log    *slog.Logger
+}
+
+// edges lists every allowed move. docs/diagrams/agent.dot is generated from
+// it, and a test fails when the two differ.
+var edges = map[wire.Phase][]wire.Phase{
+	wire.Idle: {
+		wire.Staged,
+		wire.Transitioning, // the loader has loaded it at boot
+	},
+	wire.Staged: {
+		wire.Loading,
+		wire.Staged, // a newer livepatch superseded this one
+		wire.Idle,   // what was staged is damaged, or for a kernel that no longer runs
+	},
+	wire.Loading: {
+		wire.Transitioning,
+		wire.Failed,
+		wire.Staged, // nothing was loaded and later may be better
+		wire.Idle,   // another kernel was booted
+	},
+	wire.Transitioning: {
+		wire.Soaking,
+		wire.Stalled,
+		wire.Failed,
+		wire.Staged, // an orderly reboot came between
+		wire.Idle,   // another kernel was booted
+	},
+	wire.Stalled: {wire.Staged},
+	wire.Soaking: {
+		wire.Confirmed,
+		wire.Suspect,
+		wire.Transitioning, // an orderly reboot came between and the loader has loaded it
+		wire.Failed,
+		wire.Staged, // an orderly reboot came between
+		wire.Idle,   // another kernel was booted
+	},
+	wire.Confirmed: {wire.Idle},
+	wire.Suspect:   {wire.Idle}, // not undone: the publisher supersedes it
+	wire.Failed:    {wire.Idle},
+}
+
+// Step does the work of the current phase and says how long to wait before
+// the next call. An error is one that Step could not handle: the journal
+// cannot be read or written.
+func (a *Agent) Step(ctx context.Context) (time.Duration, error) {
+	switch p := a.journal().Phase; p {
+	case wire.Idle:
+		return a.idle(ctx)
+	case wire.Staged:
+		return a.staged(ctx)
+	case wire.Loading:
+		return a.load(ctx)
+	case wire.Transitioning:
+		return a.watch(ctx)
+	case wire.Stalled:
+		return a.restage(ctx)
+	case wire.Soaking:
+		return a.soak(ctx)
+	case wire.Confirmed, wire.Suspect, wire.Failed:
+		return a.finish()
+	default:
+		return 0, fmt.Errorf("journal holds unknown phase %q", p)
+	}
+}
+
+// Agent is the journey of one machine. Run is called once; the other exported
+// methods may be called by several goroutines meanwhile.
+type Agent struct {
+	cfg  Config
+	log  *slog.Logger
+	asks chan func(context.Context) // run between two steps
+	wake chan struct{}              // reports wait to be sent
+	// reached says that the server has just answered a check.
+	reached chan struct{}
+
+	mu   sync.Mutex
+	j    journal
+	seen observation
+
+	next     time.Time // of the next check; zero: never
+	netFails int       // checks in a row that found nobody
+}
+
+// New opens the journal, or begins one.
+func New(cfg Config) (*Agent, error) {
+	for _, d := range []string{cfg.Dir, filepath.Join(cfg.Dir, stageDir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+		if err := durable.RemoveTemp(d); err != nil {
+			return nil, err
+		}
+	}
+	j, err := openJournal(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Agent{
+		cfg: cfg, log: cfg.Log, j: j,
+		asks: make(chan func(context.Context)),
+		wake: make(chan struct{}, 1), reached: make(chan struct{}, 1),
+	}, nil
+}
+
+// Run goes on until ctx ends. beat is called at least every half minute while
+// the agent is well; it may be nil.
+func (a *Agent) Run(ctx context.Context, beat func()) error {
+	sent := make(chan struct{})
+	sending, stopSending := context.WithCancel(ctx)
+	go func() { a.sendReports(sending); close(sent) }()
+	defer func() { stopSending(); <-sent }()
+
+	a.setNext(firstCheck(a.cfg.Policy, time.Now()))
+	for awake := false; ctx.Err() == nil; {
+		wait, err := heartbeat, error(nil)
+		if !awake {
+			awake, err = a.wakeUp(ctx)
+		}
+		if awake && err == nil {
+			wait, err = a.Step(ctx)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if beat != nil {
+			beat()
+		}
+		timer := time.NewTimer(min(max(wait, 0), heartbeat))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case ask := <-a.asks:
+			ask(ctx)
+		}
+		timer.Stop()
+	}
+	return a.farewell(context.WithoutCancel(ctx))
+}
+
+// farewell is for a daemon that is stopped in order, perhaps because the
+// machine goes down. Whoever lives to see that has not lost the machine: if
+// the next start is in another boot, that was a reboot and not a crash. For
+// the same reason a livepatch that was put back at boot need not count.
+func (a *Agent) farewell(ctx context.Context) error {
+	if j := a.journal(); j.Phase == wire.Soaking && j.Work.AtBoot {
+		if verdict, _ := a.cfg.Machine.Since(j.Work.Marks); verdict != facts.Trouble {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			if _, err := a.cfg.Loader.Confirm(ctx, j.Work.Sequence); err == nil {
+				if err := a.move(wire.Confirmed, nil, note{event: wire.EventConfirmed, sequence: j.Work.Sequence, fixes: j.Work.Fixes, code: "at_boot"}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	boot := a.bootID()
+	return a.update(func(j *journal) { j.Orderly = boot })
+}
+
+// heartbeat bounds how long Run sleeps, for the watchdog of systemd.
+const heartbeat = 30 * time.Second
+
+// between runs f between two steps and waits for it.
+func (a *Agent) between(ctx context.Context, f func(context.Context) error) error {
+	done := make(chan error, 1)
+	ask := func(run context.Context) {
+		// The asker's patience and the daemon's life both bound the work.
+		both, cancel := context.WithCancel(run)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		done <- f(both)
+	}
+	select {
+	case a.asks <- ask:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *Agent) bootID() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen.Facts.BootID
+}
+
+func (a *Agent) running() kernel.Build {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen.Facts.Kernel
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agenttest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"klatch/internal/cve"
+	"klatch/internal/fault"
+	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
+	"klatch/internal/machine/agent"
+	"klatch/internal/trust"
+)
+
+// Publisher makes livepatches and holds them in a repository in memory. It is
+// an agent.Repository whose metadata is always good, unless Fail says not.
+type Publisher struct {
+	Anchor *trust.Anchor
+	signer note.Signer
+	t      testing.TB
+
+	mu      sync.Mutex
+	targets map[string][]byte
+	// Fail is the answer to the next refreshes.
+	Fail error
+}
+
+// NewPublisher makes a publisher with a lab key of its own.
+func NewPublisher(t testing.TB) *Publisher {
+	t.Helper()
+	secret, public, err := note.GenerateKey(rand.Reader, "lab-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// No module of these tests is signed; the anchor only needs a key of the
+	// right form.
+	modulus := new(big.Int).SetBit(big.NewInt(1), 2047, 1)
+	a := trust.Anchor{
+		Format: trust.AnchorFormat, Publisher: "lab", Profile: trust.Lab,
+		Manifest:   trust.KeySet{Threshold: 1, Keys: []string{public}},
+		ModuleKeys: []trust.ModuleKey{{Name: "lab", Issuer: []byte{0x30, 0}, Serial: []byte{2, 1, 1}, Modulus: modulus.Bytes(), Exponent: 65537}},
+	}
+	return &Publisher{Anchor: &a, signer: signer, t: t, targets: map[string][]byte{}}
+}
+
+// Livepatch builds one: its manifest and its bundle.
+func (p *Publisher) Livepatch(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID) (livepatch.Manifest, []byte) {
+	p.t.Helper()
+	module := bytes.Repeat(fmt.Appendf(nil, "module %d for %s\n", s, k), 50)
+	short, long := sha256.Sum256(module), sha512.Sum512(module)
+	m := livepatch.Manifest{
+		Format: livepatch.ManifestFormat, Kernel: k, Sequence: s,
+		Module: livepatch.Module{
+			Name: s.ModuleName(), Bytes: int64(len(module)),
+			SHA256: hex.EncodeToString(short[:]), SHA512: hex.EncodeToString(long[:]),
+		},
+		Functions: []livepatch.Function{{Object: "vmlinux", Name: "unix_ioctl"}},
+	}
+	for _, f := range fixes {
+		m.Fixes = append(m.Fixes, livepatch.Fix{CVE: f, Check: livepatch.Passed})
+	}
+	signed, err := trust.SignManifest(m, p.signer)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return m, livepatch.Bundle{Manifest: signed, Module: module}.Encode()
+}
+
+// Publish puts a livepatch into the repository under its own name.
+func (p *Publisher) Publish(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID) (target string) {
+	m, bundle := p.Livepatch(k, s, fixes...)
+	p.Put(m.TargetPath(), bundle)
+	return m.TargetPath()
+}
+
+// Put puts any bytes into the repository under any name.
+func (p *Publisher) Put(target string, content []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.targets[target] = content
+}
+
+// Refresh gives the repository as it is now.
+func (p *Publisher) Refresh(context.Context, *trust.Anchor, time.Time) (agent.Snapshot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.Fail != nil {
+		return nil, p.Fail
+	}
+	return p, nil
+}
+
+// Fetch gets a target.
+func (p *Publisher) Fetch(_ context.Context, target string, _ int64) ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.targets[target]
+	if !ok {
+		return nil, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
+	}
+	return b, nil
+}
