@@ -105,7 +105,7 @@ func opensslVerifies(t *testing.T, write func(string, []byte) string, certFile s
 }
 
 func randomModule(seed uint64) []byte {
-	r := mathrand.New(mathrand.NewPCG(seed, 1)) //nolint:gosec // test data
+	r := mathrand.New(mathrand.NewPCG(seed, 1))
 	b := make([]byte, 1+r.IntN(64<<10))
 	for i := range b {
 		b[i] = byte(r.Uint32())

@@ -14,13 +14,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"klatch/internal/durable"
-	"klatch/internal/fault"
 	"klatch/internal/kernel"
 )
 
@@ -69,7 +69,11 @@ func (k *Kernel) Look() (State, error) {
 	release := read("proc/sys/kernel/osrelease")
 	s.BootID = read("proc/sys/kernel/random/boot_id")
 	s.CommandLine = strings.Fields(read("proc/cmdline"))
-	for line := range strings.Lines(read("proc/modules")) {
+	modules, err := durable.ReadFile(filepath.Join(k.root, "proc/modules"), maxFile)
+	if !errors.Is(err, fs.ErrNotExist) { // a kernel without CONFIG_MODULES has no such file
+		failed = errors.Join(failed, err)
+	}
+	for line := range strings.Lines(string(modules)) {
 		name, _, _ := strings.Cut(line, " ")
 		s.Modules = append(s.Modules, name)
 	}
@@ -83,21 +87,8 @@ func (k *Kernel) Look() (State, error) {
 	if s.Build.Release, err = kernel.ParseRelease(release); err != nil {
 		return s, err
 	}
-	if s.Build.Arch, err = arch(); err != nil {
-		return s, err
-	}
+	s.Build.Arch = kernel.Arch(runtime.GOARCH) // a 64-bit program runs on no other kernel; Debian's and Go's names agree
 	return s, k.livepatches(&s)
-}
-
-func arch() (kernel.Arch, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "", err
-	}
-	if m := unix.ByteSliceToString(u.Machine[:]); m != "x86_64" {
-		return "", fault.New(fault.Invalid, "bad_arch", "machine %q is not supported", m)
-	}
-	return kernel.AMD64, nil
 }
 
 // livepatches fills in the livepatches. One that goes away meanwhile is left

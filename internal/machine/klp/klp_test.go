@@ -112,7 +112,7 @@ func TestLookFails(t *testing.T) {
 			t.Errorf("%s with %.20q is taken", name, text)
 		}
 	}
-	for _, name := range []string{"proc/sys/kernel/osrelease", "proc/sys/kernel/random/boot_id", "proc/modules", "sys/kernel/notes"} {
+	for _, name := range []string{"proc/sys/kernel/osrelease", "proc/sys/kernel/random/boot_id", "proc/cmdline", "sys/kernel/notes"} {
 		m := machine()
 		delete(m, name)
 		if _, err := tree(t, m).Look(); err == nil {
@@ -124,7 +124,7 @@ func TestLookFails(t *testing.T) {
 func TestKernelWithoutLivepatch(t *testing.T) {
 	m := machine()
 	for name := range m {
-		if strings.Contains(name, "livepatch/") {
+		if strings.Contains(name, "livepatch/") || name == "proc/modules" {
 			delete(m, name)
 		}
 	}

@@ -57,13 +57,13 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch-loader-") // t.TempDir makes names too long for a socket
+	dir, err := os.MkdirTemp("", "klatch-loader-") //nolint:usetesting // t.TempDir makes names too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r := &rig{t: t, dir: dir, boots: 1, socket: filepath.Join(dir, "loader.sock")}
-	r.check(os.Chmod(dir, 0o755)) //nolint:gosec // another uid must reach the socket
+	r.check(os.Chmod(dir, 0o755)) // another uid must reach the socket
 	for _, d := range []string{"kernel", "state", "etc"} {
 		r.check(os.Mkdir(filepath.Join(dir, d), 0o700))
 	}
@@ -106,7 +106,7 @@ func (r *rig) serve() {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	r.check(err)
 	r.check(unix.Bind(fd, &unix.SockaddrUnix{Name: r.socket}))
-	r.check(os.Chmod(r.socket, 0o777)) //nolint:gosec // the loader itself must refuse
+	r.check(os.Chmod(r.socket, 0o777)) // the loader itself must refuse
 	r.check(unix.Listen(fd, 16))
 	l, err := loaderapi.On(fd)
 	r.check(err)

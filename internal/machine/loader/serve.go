@@ -33,7 +33,7 @@ func (l *Loader) Serve(on *loaderapi.Listener, idle time.Duration) error {
 func (l *Loader) handle(c *loaderapi.Conn) {
 	defer c.Close() //nolint:errcheck // the answer is sent, or the peer is gone
 	var a loaderapi.Answer
-	r, files, err := c.Receive()
+	r, files, err := c.Receive() // also from a stranger, who then reads the refusal
 	op := slog.String("op", string(r.Op))
 	if c.UID != 0 && c.UID != l.Daemon {
 		err = fault.New(fault.Denied, "not_allowed", "uid %d may not ask the loader", c.UID)

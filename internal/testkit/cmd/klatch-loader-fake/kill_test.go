@@ -112,7 +112,7 @@ type machine struct {
 // journey loads 1 and 2, cancels 3, reboots, and tells how the machine ends.
 func (w *world) journey(t *testing.T, inject string) (end string, hit bool) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch-kill-")
+	dir, err := os.MkdirTemp("", "klatch-kill-") //nolint:usetesting // one folder for each of many runs, short for a socket
 	check(t, err)
 	defer os.RemoveAll(dir) //nolint:errcheck // test
 	for _, d := range []string{"kernel", "state", "etc"} {
