@@ -26,6 +26,7 @@ import (
 	"klatch/internal/pki"
 	"klatch/internal/testkit/pubsim"
 	"klatch/internal/tufclient"
+	"klatch/internal/tufrepo"
 	"klatch/internal/wire"
 )
 
@@ -94,9 +95,10 @@ func (s *stage) init() {
 
 var ready = regexp.MustCompile(`^ready fleet=(https://\S+) admin=(http://\S+)\n$`)
 
-func (s *stage) start() {
+func (s *stage) start(args ...string) {
 	s.t.Helper()
-	c := exec.CommandContext(s.t.Context(), filepath.Join(s.bin, "klatch-server"), "serve", "--verbose", "--data", s.data, "--listen", s.fleetListen, "--admin-listen", "127.0.0.1:0")
+	args = append([]string{"serve", "--verbose", "--data", s.data, "--listen", s.fleetListen, "--admin-listen", "127.0.0.1:0"}, args...)
+	c := exec.CommandContext(s.t.Context(), filepath.Join(s.bin, "klatch-server"), args...)
 	s.log = &bytes.Buffer{}
 	c.Stderr = s.log
 	out, err := c.StdoutPipe()
@@ -140,7 +142,7 @@ func (s *stage) call(c *tls.Config, path string, in, out any) (int, wire.Problem
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close()
+	defer a.Body.Close() //nolint:errcheck // read only
 	answer, err := io.ReadAll(a.Body)
 	if err != nil {
 		s.t.Fatal(err)
@@ -200,7 +202,7 @@ func (s *stage) page() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close()
+	defer a.Body.Close() //nolint:errcheck // read only
 	page, err := io.ReadAll(a.Body)
 	if err != nil || a.StatusCode != 200 {
 		s.t.Fatal(a.Status, err)
@@ -311,6 +313,41 @@ func TestFleetJourney(t *testing.T) {
 	if err := s.server.Wait(); err != nil {
 		t.Errorf("stopped with %v\n%s", err, s.log)
 	}
+}
+
+// TestServeFollowsItsUpstream: with a source, serve copies by itself; while the
+// publisher shows something broken, the fleet sees the old state, and the next
+// good publication is taken.
+func TestServeFollowsItsUpstream(t *testing.T) {
+	s := newStage(t)
+	k := pubsim.Kernel("6.1.0-50-cloud-amd64", 1)
+	s.publisher.Release(time.Now(), k, 1, "CVE-2026-0001")
+	s.init()
+	s.start("--sync-from", s.upstream, "--sync-interval", "1s")
+	await := func(want string, not string) {
+		t.Helper()
+		var out string
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+			if out, _ = s.run(0, "klatch-fleet", "livepatches", "--json"); strings.Contains(out, want) && (not == "" || !strings.Contains(out, not)) {
+				return
+			}
+		}
+		t.Fatalf("never saw %q: %s\n%s", want, out, s.log)
+	}
+	await("klatch_1.lpb", "")
+	foreign := pubsim.New(t, "foreign", time.Now())
+	m, b := foreign.Bundle(k, 2)
+	s.publisher.Publish(time.Now(), tufrepo.Target{Path: m.TargetPath(), Content: b.Encode()})
+	_, stderr := s.run(3, "klatch-server", "sync", "--from", s.upstream)
+	if !strings.Contains(stderr, "klatch_2.lpb") || !strings.Contains(stderr, "hint: ") {
+		t.Error(stderr)
+	}
+	await("klatch_1.lpb", "klatch_2.lpb")
+	if _, err := tufrepo.Publish(t.Context(), s.publisher.Dir, tufrepo.Publication{Withdraw: []string{m.TargetPath()}}, s.publisher.Keys, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s.publisher.Release(time.Now(), k, 3, "CVE-2026-0001", "CVE-2026-0002")
+	await("klatch_3.lpb", "klatch_2.lpb")
 }
 
 func TestCommandsWithoutAServer(t *testing.T) {

@@ -52,7 +52,7 @@ func (c *client) mustRefresh(now time.Time) *tufclient.Snapshot {
 }
 
 func serve(b []byte) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { w.Write(b) }
+	return func(w http.ResponseWriter, _ *http.Request) { w.Write(b) } //nolint:errcheck // the client tells
 }
 
 func endless(w http.ResponseWriter, r *http.Request) {
@@ -70,8 +70,12 @@ func drip(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			return
 		case <-time.After(50 * time.Millisecond):
-			w.Write([]byte("{"))
-			w.(http.Flusher).Flush()
+			if _, err := w.Write([]byte("{")); err != nil {
+				return
+			}
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				return
+			}
 		}
 	}
 }
@@ -327,7 +331,7 @@ func TestDirTransportStaysInside(t *testing.T) {
 			t.Errorf("%s was served", p)
 		}
 		if err == nil {
-			a.Body.Close()
+			a.Body.Close() //nolint:errcheck // read only
 		}
 	}
 	for _, from := range []string{"ftp://x/", "http://", "https://user:secret@host/", filepath.Join(dir, "nothing"), filepath.Join(dir, "secret")} {

@@ -53,7 +53,7 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 		return nil, fault.New(fault.Invalid, "bad_url", "get %s: %w", address, err)
 	}
 	unavailable := func(err error) error {
-		if context.Cause(ctx) == context.DeadlineExceeded && f.ctx.Err() == nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && f.ctx.Err() == nil {
 			err = fmt.Errorf("not complete after %s: %w", timeout, err)
 		}
 		return fault.New(fault.Unavailable, codeUnavailable, "get %s: %w", address, err).
@@ -61,8 +61,7 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 	}
 	answer, err := f.client.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
+		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // the address is in the text already
 		}
 		return nil, unavailable(err)

@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -308,9 +309,7 @@ func checkPath(p string) error {
 func (h have) merge(p Publication, now time.Time) (*metadata.Metadata[metadata.TargetsType], bool, error) {
 	targets := metadata.Targets(expiry(now, TargetsLife))
 	if h.targets != nil {
-		for name, f := range h.targets.Signed.Targets {
-			targets.Signed.Targets[name] = f
-		}
+		maps.Copy(targets.Signed.Targets, h.targets.Signed.Targets)
 		targets.Signed.Delegations = h.targets.Signed.Delegations
 	}
 	changed := false

@@ -183,8 +183,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	}
 	a, err := c.HTTP.Do(q)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
+		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err
 		}
 		return fault.New(fault.Unavailable, "server_unreachable", "%s %s: %w", method, c.BaseURL, err).

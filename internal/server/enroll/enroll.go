@@ -132,9 +132,9 @@ func NewMachineID(now time.Time) (string, error) {
 	if _, err := rand.Read(b[6:]); err != nil {
 		return "", err
 	}
-	ms := uint64(now.UnixMilli()) //nolint:gosec // after 1970
+	ms := uint64(now.UnixMilli())
 	for i := range 6 {
-		b[i] = byte(ms >> (40 - 8*i))
+		b[i] = byte(ms >> (40 - 8*i)) //nolint:gosec // one byte is meant
 	}
 	// 128 bits are 26 digits of 5 bits, the first of which holds 3.
 	out := make([]byte, 26)

@@ -115,12 +115,34 @@ func (r *Repo) Sync(ctx context.Context, baseURL string, client *http.Client, no
 			return Result{}, err
 		}
 	}
-	unlock, err := durable.Lock(filepath.Join(r.dir, ".lock"))
+	unlock, err := r.lock(ctx)
 	if err != nil {
 		return Result{}, err
 	}
 	res, err := r.sync(ctx, baseURL, client, now)
 	return res, errors.Join(err, unlock())
+}
+
+// lockWait is how long another process, a sync by hand beside serve, is waited
+// for.
+const lockWait = 30 * time.Second
+
+func (r *Repo) lock(ctx context.Context) (func() error, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		unlock, err := durable.Lock(filepath.Join(r.dir, ".lock"))
+		if fault.CodeOf(err) != "locked" {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-again.C:
+		}
+	}
 }
 
 func (r *Repo) sync(ctx context.Context, baseURL string, client *http.Client, now time.Time) (Result, error) {

@@ -21,6 +21,7 @@ import (
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
+	"klatch/internal/durable"
 	"klatch/internal/tufrepo"
 )
 
@@ -76,7 +77,7 @@ func (r *Repo) Publish(now time.Time, targets ...tufrepo.Target) tufrepo.Result 
 // Read gives a file of the repository.
 func (r *Repo) Read(name string) []byte {
 	r.t.Helper()
-	b, err := os.ReadFile(filepath.Join(r.Dir, name))
+	b, err := durable.ReadFile(filepath.Join(r.Dir, name), 64<<20)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -86,10 +87,10 @@ func (r *Repo) Read(name string) []byte {
 // Write replaces a file of the repository.
 func (r *Repo) Write(name string, b []byte) {
 	r.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(filepath.Join(r.Dir, name)), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(r.Dir, name)), 0o750); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(r.Dir, name), b, 0o644); err != nil {
+	if err := durable.WriteFile(filepath.Join(r.Dir, name), b, 0o600); err != nil {
 		r.t.Fatal(err)
 	}
 }

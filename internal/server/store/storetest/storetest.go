@@ -6,6 +6,7 @@ package storetest
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -167,12 +168,12 @@ func reportPages(t *testing.T, s store.Store) {
 	must(t, err)
 	rest, err := s.Reports(t.Context(), "", first[2].ID, 3)
 	must(t, err)
-	var keys string
+	var keys strings.Builder
 	for _, r := range append(first, rest...) {
-		keys += r.Report.Key
+		keys.WriteString(r.Report.Key)
 	}
-	if keys != "43210" {
-		t.Errorf("order %s", keys)
+	if keys.String() != "43210" {
+		t.Errorf("order %s", &keys)
 	}
 	one, err := s.Reports(t.Context(), MachineID(1), 0, 0)
 	must(t, err)
