@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-//go:generate go test -run TestGenerated . -update
+//go:generate go test -run "TestGenerated|TestCommands" . -update
 
 var update = flag.Bool("update", false, "write generated files and golden files")
 

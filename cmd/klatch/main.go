@@ -41,6 +41,7 @@ impossible; 3 refused, nothing changed; 4 (status --check) a person must act;
 75 try again later. klatch advice has its own.`,
 		Example: "  klatch status\n  klatch enroll --server https://klatch.example.org:8443 --token-file token\n  klatch check",
 		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&p.root, "root", "/", "folder that holds etc, for tests")

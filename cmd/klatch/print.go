@@ -105,7 +105,10 @@ func lastCheck(s agent.Status) string {
 	if c.Result == "" {
 		return "none yet"
 	}
-	line := fmt.Sprintf("%s (%s ago): %s, %s", when(c.At), s.At.Sub(c.At).Round(time.Second), c.Result, c.Code)
+	line := fmt.Sprintf("%s (%s ago): %s", when(c.At), s.At.Sub(c.At).Round(time.Second), c.Result)
+	if string(c.Code) != c.Result {
+		line += ", " + string(c.Code)
+	}
 	if c.Text != "" {
 		line += "\n" + c.Text
 	}

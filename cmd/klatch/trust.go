@@ -31,6 +31,8 @@ func trustCommand(p *places) *cobra.Command {
 		Long: `The trust anchor, /etc/klatch/trust.json, is what this machine believes before it
 reads anything from a network: the keys of one publisher. Get it from the
 publisher by another way than the server, and compare the fingerprints.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.AddCommand(&cobra.Command{
 		Use:   "install FILE",

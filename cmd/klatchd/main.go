@@ -54,6 +54,7 @@ It runs as user klatch without any privilege and is started by systemd.
 
 Speak to it with klatch(1).`,
 		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&p.root, "root", "/", "folder that holds proc, sys, etc and boot, for tests")
 	serve := &cobra.Command{

@@ -17,6 +17,8 @@ import (
 	"bytes"
 	"crypto/rsa"
 	"encoding/json"
+	"errors"
+	"io"
 	"math/big"
 	"regexp"
 
@@ -85,7 +87,7 @@ func ParseAnchor(b []byte, allowLab bool) (*Anchor, error) {
 	if err := d.Decode(&a); err != nil {
 		return bad("%w", err)
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) { // More takes a "}" for the end
 		return bad("bytes after the end")
 	}
 	if a.Format != AnchorFormat {

@@ -109,7 +109,8 @@ func parseEnroll(body io.Reader) (EnrollRequest, error) {
 	d := json.NewDecoder(body)
 	d.DisallowUnknownFields()
 	// The cause is left out: it may quote the token.
-	if d.Decode(&q) != nil || d.More() {
+	err := d.Decode(&q)
+	if _, end := d.Token(); err != nil || !errors.Is(end, io.EOF) {
 		return q, fault.New(fault.Invalid, "request_malformed", "enroll request is not JSON with server and token")
 	}
 	if q.Server == "" || q.Token == "" {

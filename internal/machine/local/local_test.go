@@ -30,7 +30,9 @@ type daemon struct {
 func (d *daemon) Status(context.Context) agent.Status {
 	return agent.Status{Version: 1, State: wire.State{State: "confirmed", Sequence: 3}, Queued: d.changes}
 }
-func (d *daemon) History() []agent.Entry { return []agent.Entry{{Event: wire.EventLoaded, Sequence: 3}} }
+func (d *daemon) History() []agent.Entry {
+	return []agent.Entry{{Event: wire.EventLoaded, Sequence: 3}}
+}
 func (d *daemon) CheckNow(context.Context) error {
 	d.changes++
 	return d.err
