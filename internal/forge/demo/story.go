@@ -146,7 +146,10 @@ func (d *Demo) prepare(ctx context.Context) error {
 			cancel()
 		}
 	})
-	err := d.forge(ctx, "kernel", "add", "--distro", "debian", "--release", d.release)
+	err := d.forge(ctx, "--dir", d.data(), "kernel", "add", "--distro", "debian", "--release", d.release)
+	if err != nil {
+		cancel()
+	}
 	wg.Wait()
 	if err := errors.Join(imageErr, err); err != nil {
 		return err
