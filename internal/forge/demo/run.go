@@ -56,7 +56,7 @@ func (d *Demo) command(ctx context.Context, show bool, program string, args ...s
 			if show {
 				d.print("     %s\n", sc.Text())
 			} else {
-				fmt.Fprintln(&last, sc.Text()) //nolint:errcheck // a buffer
+				fmt.Fprintln(&last, sc.Text())
 			}
 		}
 		_, _ = io.Copy(io.Discard, r)
