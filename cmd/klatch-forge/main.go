@@ -53,8 +53,13 @@ Only publishers need it; machines run klatch, servers klatch-server.`,
 	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
 	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
 	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o),
-		signCommand(o), publishCommand(o), demoCommand(o))
+		signCommand(o), publishCommand(o), demoCommand(o), versionCommand())
 	return c
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { out(cmd, "klatch-forge %s\n", version) }}
 }
 
 func envOr(name, def string) string {

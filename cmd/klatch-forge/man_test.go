@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"flag"
+	"testing"
+
+	"klatch/internal/testkit/mantest"
+)
+
+//go:generate go test -run TestManPages . -update
+
+var update = flag.Bool("update", false, "write the man pages")
+
+func TestManPages(t *testing.T) {
+	t.Setenv("KLATCH_FORGE_DIR", "") // it is a default in the text
+	mantest.Check(t, root(), "../../dist/man/forge", *update)
+}
