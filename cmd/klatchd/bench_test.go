@@ -43,7 +43,12 @@ func BenchmarkCheckWithNothingNew(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx, nil) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}()
 	if err := a.CheckNow(ctx); err != nil { // the first fetches the whole metadata
 		b.Fatal(err)
 	}

@@ -12,6 +12,7 @@
 package conf
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -179,7 +180,7 @@ func Settings(values any, origins Origins) []Setting {
 		text := ""
 		if f.IsValid() {
 			text = fmt.Sprint(f.Interface())
-			if m, ok := f.Interface().(interface{ MarshalText() ([]byte, error) }); ok {
+			if m, ok := reflect.TypeAssert[encoding.TextMarshaler](f); ok {
 				if b, err := m.MarshalText(); err == nil {
 					text = string(b)
 				}

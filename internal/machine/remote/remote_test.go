@@ -59,7 +59,7 @@ func TestEnrollmentIsKept(t *testing.T) {
 		t.Error(err)
 	}
 	var log bytes.Buffer
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "credential", *again.cred)
+	slog.New(slog.NewTextHandler(&log, nil)).LogAttrs(t.Context(), slog.LevelInfo, "x", slog.Any("credential", *again.cred))
 	if strings.Contains(log.String(), "PRIVATE") || !strings.Contains(log.String(), agenttest.MachineID) {
 		t.Errorf("a credential is logged as %s", log.String())
 	}

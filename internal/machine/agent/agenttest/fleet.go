@@ -276,7 +276,7 @@ func (m *Machine) answerTo(t testing.TB, c *loaderapi.Conn) {
 // 108 bytes), unlike t.TempDir.
 func ShortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch")
+	dir, err := os.MkdirTemp("", "klatch") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
