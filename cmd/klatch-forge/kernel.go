@@ -23,7 +23,7 @@ func invalid(format string, args ...any) func(hint string) error {
 	}
 }
 
-func initCommand(o *options) *cobra.Command {
+func initCommand() *cobra.Command {
 	var profile, publisher string
 	c := &cobra.Command{
 		Use:   "init DIR --profile lab|small",

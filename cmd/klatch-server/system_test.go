@@ -110,8 +110,8 @@ func (s *stage) start(args ...string) {
 	}
 	s.server = c
 	s.t.Cleanup(func() {
-		c.Process.Kill() //nolint:errcheck // it may be gone
-		c.Wait()         //nolint:errcheck // it was killed
+		c.Process.Kill()
+		c.Wait()
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	m := ready.FindStringSubmatch(line)
@@ -127,7 +127,7 @@ func (s *stage) kill() {
 	if err := s.server.Process.Kill(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.server.Wait() //nolint:errcheck // it was killed
+	s.server.Wait()
 }
 
 func (s *stage) call(c *tls.Config, path string, in, out any) (int, wire.Problem) {
@@ -142,7 +142,7 @@ func (s *stage) call(c *tls.Config, path string, in, out any) (int, wire.Problem
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close() //nolint:errcheck // read only
+	defer a.Body.Close()
 	answer, err := io.ReadAll(a.Body)
 	if err != nil {
 		s.t.Fatal(err)
@@ -202,7 +202,7 @@ func (s *stage) page() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer a.Body.Close() //nolint:errcheck // read only
+	defer a.Body.Close()
 	page, err := io.ReadAll(a.Body)
 	if err != nil || a.StatusCode != 200 {
 		s.t.Fatal(a.Status, err)

@@ -16,7 +16,7 @@ import (
 // a conflict. The kernel drops the lock when the process ends, however it
 // ends, so none is ever stale.
 func Lock(path string) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600) //nolint:gosec // the path is the caller's business
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}

@@ -36,7 +36,7 @@ const MaxBundle = MaxManifest + MaxModule + 64
 func (b Bundle) Encode() []byte {
 	out := []byte(bundleMagic)
 	for _, m := range b.members() {
-		out = append(out, byte(len(m.name)))
+		out = append(out, byte(len(m.name))) //nolint:gosec // our two names are short
 		out = append(out, m.name...)
 		out = binary.BigEndian.AppendUint64(out, uint64(len(*m.content)))
 		out = append(out, *m.content...)
@@ -63,11 +63,11 @@ func ParseBundle(in []byte) (Bundle, error) {
 			return bad("member %q is missing or not at its place", m.name)
 		}
 		size := binary.BigEndian.Uint64(rest[head-8 : head])
-		if size > m.limit || size > uint64(len(rest)-head) {
+		if size > m.limit || size > uint64(len(rest)-head) { //nolint:gosec // len(rest) >= head was checked
 			return bad("member %q says %d bytes; limit %d, left %d", m.name, size, m.limit, len(rest)-head)
 		}
-		*m.content = rest[head : head+int(size)]
-		rest = rest[head+int(size):]
+		end := head + int(size) //nolint:gosec // size is at most m.limit
+		*m.content, rest = rest[head:end], rest[end:]
 	}
 	if len(rest) != 0 {
 		return bad("%d bytes after the last member", len(rest))

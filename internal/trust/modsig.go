@@ -37,7 +37,7 @@ func AppendModuleSignature(module []byte, k ModuleKey, signer crypto.Signer, ran
 	cms := k.cms(sig)
 	out := append(bytes.Clone(module), cms...)
 	out = append(out, 0, 0, pkcs7Type, 0, 0, 0, 0, 0)
-	out = binary.BigEndian.AppendUint32(out, uint32(len(cms)))
+	out = binary.BigEndian.AppendUint32(out, uint32(len(cms))) //nolint:gosec // below maxSignature
 	return append(out, moduleMarker...), nil
 }
 
@@ -115,7 +115,7 @@ func der(tag byte, parts ...[]byte) []byte {
 	case n < 0x100:
 		out = append(out, 0x81, byte(n))
 	default: // maxSignature keeps it below 0x10000
-		out = append(out, 0x82, byte(n>>8), byte(n))
+		out = append(out, 0x82, byte(n>>8), byte(n)) //nolint:gosec // two bytes are meant
 	}
 	return append(out, body...)
 }

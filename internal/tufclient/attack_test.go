@@ -52,7 +52,7 @@ func (c *client) mustRefresh(now time.Time) *tufclient.Snapshot {
 }
 
 func serve(b []byte) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { w.Write(b) } //nolint:errcheck // the client tells
+	return func(w http.ResponseWriter, _ *http.Request) { w.Write(b) }
 }
 
 func endless(w http.ResponseWriter, r *http.Request) {
@@ -331,7 +331,7 @@ func TestDirTransportStaysInside(t *testing.T) {
 			t.Errorf("%s was served", p)
 		}
 		if err == nil {
-			a.Body.Close() //nolint:errcheck // read only
+			a.Body.Close()
 		}
 	}
 	for _, from := range []string{"ftp://x/", "http://", "https://user:secret@host/", filepath.Join(dir, "nothing"), filepath.Join(dir, "secret")} {

@@ -130,7 +130,7 @@ func newDisk(dir string) disk {
 }
 
 func (d disk) lock() (func() error, error) {
-	if err := os.MkdirAll(d.dir, 0o755); err != nil { //nolint:gosec // a public repository
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return nil, err
 	}
 	return durable.Lock(filepath.Join(d.dir, ".lock"))

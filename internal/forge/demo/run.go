@@ -56,7 +56,7 @@ func (d *Demo) command(ctx context.Context, show bool, program string, args ...s
 			if show {
 				d.print("     %s\n", sc.Text())
 			} else {
-				fmt.Fprintln(&last, sc.Text()) //nolint:errcheck // a buffer
+				fmt.Fprintln(&last, sc.Text())
 			}
 		}
 		_, _ = io.Copy(io.Discard, r)
@@ -183,22 +183,57 @@ func (s *server) machine(ctx context.Context, tokenFile string, phase wire.Phase
 }
 
 func (s *server) machines(ctx context.Context, token string) ([]row, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.admin+"/api/v1/machines", nil)
+	var list struct {
+		Machines []row `json:"machines"`
+	}
+	return list.Machines, s.get(ctx, token, "/api/v1/machines", &list)
+}
+
+// offers waits until the running server has seen what was synced: it looks
+// every two seconds.
+func (s *server) offers(ctx context.Context, tokenFile string, seq livepatch.Sequence) error {
+	token, err := os.ReadFile(tokenFile)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		var list struct {
+			Livepatches []struct {
+				Sequence livepatch.Sequence `json:"sequence"`
+			} `json:"livepatches"`
+		}
+		if err := s.get(ctx, strings.TrimSpace(string(token)), "/api/v1/livepatches", &list); err != nil {
+			return err
+		}
+		for _, l := range list.Livepatches {
+			if l.Sequence == seq {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("the server does not offer sequence %d", seq)
+}
+
+// get reads one answer of the admin API.
+func (s *server) get(ctx context.Context, token, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.admin+path, nil)
+	if err != nil {
+		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	client := &http.Client{Timeout: 10 * time.Second}
 	res, err := client.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer res.Body.Close() //nolint:errcheck // read only
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("list machines: %s", res.Status)
+		return fmt.Errorf("GET %s: %s", path, res.Status)
 	}
-	var list struct {
-		Machines []row `json:"machines"`
-	}
-	return list.Machines, json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&list)
+	return json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(into)
 }

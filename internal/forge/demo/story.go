@@ -146,7 +146,10 @@ func (d *Demo) prepare(ctx context.Context) error {
 			cancel()
 		}
 	})
-	err := d.forge(ctx, "kernel", "add", "--distro", "debian", "--release", d.release)
+	err := d.forge(ctx, "--dir", d.data(), "kernel", "add", "--distro", "debian", "--release", d.release)
+	if err != nil {
+		cancel()
+	}
 	wg.Wait()
 	if err := errors.Join(imageErr, err); err != nil {
 		return err
@@ -235,6 +238,9 @@ func (d *Demo) second(ctx context.Context) error {
 	if err := d.sync(ctx); err != nil {
 		return err
 	}
+	if err := d.server.offers(ctx, filepath.Join(d.Work, "admin-token"), 2); err != nil {
+		return err
+	}
 	if err := d.klatch(ctx, "check"); err != nil {
 		return err
 	}
@@ -292,12 +298,12 @@ func (d *Demo) summary(ctx context.Context) error {
 		{"livepatch", fmt.Sprintf("sequence %d", m.State.Sequence)}, {"fixed live", strings.Join(fixes, ", ")},
 		{"state", m.State.State + ": " + m.State.Text}, {"next step", m.State.NextStep},
 	} {
-		d.print("   %-13s %s\n", r[0], r[1])
+		d.print("   %-18s %s\n", r[0], r[1])
 	}
 	d.print("\nWhat was shown\n")
 	d.row("all of it", "%.0f s", time.Since(d.start).Seconds())
 	for _, r := range d.rows {
-		d.print("   %-13s %s\n", r[0], r[1])
+		d.print("   %-18s %s\n", r[0], r[1])
 	}
 	token, err := os.ReadFile(filepath.Join(d.Work, "admin-token"))
 	if err != nil {

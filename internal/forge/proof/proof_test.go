@@ -83,15 +83,17 @@ func (g *guest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 	return lab.Result{}, fmt.Errorf("the fake guest does not know %q", line)
 }
 
-func (g *guest) Put(context.Context, string, fs.FileMode, io.Reader) error { return errors.ErrUnsupported }
-func (g *guest) BootID() string                                            { return "boot" }
-func (g *guest) Console() (string, error)                                  { return g.console, nil }
-func (g *guest) Close() error                                              { return nil }
-func (g *guest) Reboot(context.Context) error                              { return errors.ErrUnsupported }
-func (g *guest) Reset(context.Context) error                               { return errors.ErrUnsupported }
-func (g *guest) PowerCut(context.Context) error                            { return errors.ErrUnsupported }
-func (g *guest) Link(context.Context, bool) error                          { return errors.ErrUnsupported }
-func (g *guest) Await(context.Context, string) error                       { return errors.ErrUnsupported }
+func (g *guest) Put(context.Context, string, fs.FileMode, io.Reader) error {
+	return errors.ErrUnsupported
+}
+func (g *guest) BootID() string                      { return "boot" }
+func (g *guest) Console() (string, error)            { return g.console, nil }
+func (g *guest) Close() error                        { return nil }
+func (g *guest) Reboot(context.Context) error        { return errors.ErrUnsupported }
+func (g *guest) Reset(context.Context) error         { return errors.ErrUnsupported }
+func (g *guest) PowerCut(context.Context) error      { return errors.ErrUnsupported }
+func (g *guest) Link(context.Context, bool) error    { return errors.ErrUnsupported }
+func (g *guest) Await(context.Context, string) error { return errors.ErrUnsupported }
 
 func built(seq livepatch.Sequence) build.Result {
 	return build.Result{Result: build.Built, Sequence: seq, Kernel: "6.1.0-50-cloud-amd64", Fixes: []cve.ID{flaw},

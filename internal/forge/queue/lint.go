@@ -15,14 +15,14 @@ import (
 // touches, without their first path element. It refuses what must not reach
 // patch(1): paths that leave the tree, links, binary changes, renames.
 func Lint(diff []byte) ([]string, error) {
-	bad := func(code fault.Code, format string, args ...any) ([]string, error) {
-		return nil, fault.New(fault.Invalid, code, format, args...)
+	bad := func(code fault.Code, format string, args ...any) error {
+		return fault.New(fault.Invalid, code, format, args...)
 	}
 	if len(diff) > maxPatch {
-		return bad("patch_too_large", "diff has %d bytes, limit %d", len(diff), maxPatch)
+		return nil, bad("patch_too_large", "diff has %d bytes, limit %d", len(diff), maxPatch)
 	}
 	if bytes.IndexByte(diff, 0) >= 0 {
-		return bad("patch_binary", "diff holds binary bytes")
+		return nil, bad("patch_binary", "diff holds binary bytes")
 	}
 	var files []string
 	var old string
@@ -31,20 +31,20 @@ func Lint(diff []byte) ([]string, error) {
 		line = strings.TrimRight(line, "\r\n")
 		switch {
 		case strings.HasPrefix(line, "GIT binary patch"), strings.HasPrefix(line, "Binary files "):
-			return bad("patch_binary", "diff changes a binary file")
+			return nil, bad("patch_binary", "diff changes a binary file")
 		case strings.HasPrefix(line, "rename "), strings.HasPrefix(line, "copy "),
 			strings.HasPrefix(line, "new file mode 12"), strings.HasPrefix(line, "old mode"), strings.HasPrefix(line, "new mode"):
-			return bad("patch_rename", "diff renames, links or changes modes: %.100q", line)
+			return nil, bad("patch_rename", "diff renames, links or changes modes: %.100q", line)
 		case strings.HasPrefix(line, "--- "):
 			old = fileOf(line[4:])
 		case strings.HasPrefix(line, "+++ ") && old != "":
 			name := fileOf(line[4:])
 			if name == "/dev/null" || old == "/dev/null" {
-				return bad("patch_new_file", "diff adds or removes a file: %.200q", line)
+				return nil, bad("patch_new_file", "diff adds or removes a file: %.200q", line)
 			}
 			rel, ok := inside(name)
 			if oldRel, okOld := inside(old); !ok || !okOld || rel != oldRel {
-				return bad("patch_path", "diff names %.200q and %.200q; want the same path below a/ and b/", old, name)
+				return nil, bad("patch_path", "diff names %.200q and %.200q; want the same path below a/ and b/", old, name)
 			}
 			if !slices.Contains(files, rel) {
 				files = append(files, rel)
@@ -56,9 +56,9 @@ func Lint(diff []byte) ([]string, error) {
 	}
 	switch {
 	case len(files) == 0 || !hunks:
-		return bad("patch_empty", "no unified diff found")
+		return nil, bad("patch_empty", "no unified diff found")
 	case len(files) > maxFiles:
-		return bad("patch_too_large", "diff touches %d files, limit %d", len(files), maxFiles)
+		return nil, bad("patch_too_large", "diff touches %d files, limit %d", len(files), maxFiles)
 	}
 	return files, nil
 }

@@ -203,7 +203,7 @@ func TestSeal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	defer f.Close()
 	if _, err := f.Seek(17, io.SeekStart); err != nil {
 		t.Fatal(err) // where a stranger left the offset does not matter
 	}
@@ -211,7 +211,7 @@ func TestSeal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // memory only
+	defer s.Close()
 	if string(s.Bytes) != content {
 		t.Errorf("got %d bytes", len(s.Bytes))
 	}
@@ -228,7 +228,7 @@ func TestSeal(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			defer again.Close() //nolint:errcheck // test
+			defer again.Close()
 			_, err = again.Write([]byte("x"))
 			return err
 		},

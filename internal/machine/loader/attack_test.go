@@ -240,7 +240,7 @@ func attackMachine(t *testing.T) {
 		fd, err := unix.MemfdCreate("attack", 0)
 		r.check(err)
 		f := os.NewFile(uintptr(fd), "attack")
-		defer f.Close() //nolint:errcheck // test
+		defer f.Close()
 		_, err = f.Write(p.module)
 		r.check(err)
 		stop, stopped := make(chan struct{}), make(chan struct{})
@@ -259,7 +259,7 @@ func attackMachine(t *testing.T) {
 		r.kernel.OnLoad = func(module *os.File) { taken, _ = io.ReadAll(io.NewSectionReader(module, 0, 1<<20)) }
 		m, err := os.Open(r.write("given.manifest", p.manifest))
 		r.check(err)
-		defer m.Close() //nolint:errcheck // test
+		defer m.Close()
 		for range 50 {
 			_, err := r.client.Load(t.Context(), m, f)
 			if err == nil {
@@ -279,7 +279,7 @@ func attackMachine(t *testing.T) {
 		good := r.write("good.ko", p.module)
 		manifest, err := os.Open(r.write("given.manifest", p.manifest))
 		r.check(err)
-		defer manifest.Close() //nolint:errcheck // test
+		defer manifest.Close()
 		link, fifo := filepath.Join(r.dir, "link"), filepath.Join(r.dir, "fifo")
 		r.check(os.Symlink(good, link))
 		r.check(unix.Mkfifo(fifo, 0o600))

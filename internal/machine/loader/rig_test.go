@@ -57,7 +57,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch-loader-") //nolint:usetesting // t.TempDir makes names too long for a socket
+	dir, err := os.MkdirTemp("", "klatch-loader-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,10 +184,10 @@ func (r *rig) loadFiles(manifest, module string) (loaderapi.Status, error) {
 	r.t.Helper()
 	m, err := os.Open(manifest)
 	r.check(err)
-	defer m.Close() //nolint:errcheck // test
+	defer m.Close()
 	k, err := os.Open(module)
 	r.check(err)
-	defer k.Close() //nolint:errcheck // test
+	defer k.Close()
 	return r.client.Load(r.t.Context(), m, k)
 }
 

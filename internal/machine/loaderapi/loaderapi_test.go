@@ -53,7 +53,7 @@ func serve(t *testing.T, handle func(loaderapi.Request, []*os.File) (loaderapi.A
 			t.Errorf("accept: %v", err)
 			return
 		}
-		defer c.Close() //nolint:errcheck // test
+		defer c.Close()
 		if c.UID != uint32(os.Getuid()) {
 			t.Errorf("peer has uid %d", c.UID)
 		}
@@ -80,7 +80,7 @@ func TestRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close() //nolint:errcheck // test
+		defer f.Close()
 		files = append(files, f)
 	}
 	want := loaderapi.Status{
@@ -127,7 +127,7 @@ func TestLoaderAway(t *testing.T) {
 func TestSilentLoader(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "loader.sock")
 	l := listen(t, path)
-	defer l.Close() //nolint:errcheck // test
+	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := loaderclient.Dial(path).Status(ctx); !errors.Is(err, context.DeadlineExceeded) && fault.KindOf(err) != fault.Unavailable {
@@ -148,7 +148,7 @@ func raw(t *testing.T, path string, msg []byte, fds ...int) loaderapi.Answer {
 		t.Fatal(err)
 	}
 	s := os.NewFile(uintptr(fd), "socket")
-	defer s.Close() //nolint:errcheck // test
+	defer s.Close()
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestAttack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer null.Close() //nolint:errcheck // test
+	defer null.Close()
 	n := int(null.Fd())
 	load, status := `{"version":1,"op":"load"}`, `{"version":1,"op":"status"}`
 	for _, tc := range []struct {

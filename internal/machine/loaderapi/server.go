@@ -184,7 +184,7 @@ func (c *Conn) Answer(a Answer, err error) error {
 	if err := c.f.SetDeadline(time.Now().Add(TalkLimit)); err != nil {
 		return err
 	}
-	_, err = c.f.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	_, err = c.f.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)) //nolint:gosec // below MaxAnswer
 	return err
 }
 

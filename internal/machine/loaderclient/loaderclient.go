@@ -127,7 +127,7 @@ func (c *Client) exchange(ctx context.Context, body []byte, files []*os.File) ([
 		}
 		rights = syscall.UnixRights(fds...)
 	}
-	msg := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	msg := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...) //nolint:gosec // a request is a few bytes
 	_, _, err = s.WriteMsgUnix(msg, rights, nil)
 	runtime.KeepAlive(files)
 	if err != nil && !errors.Is(err, syscall.EPIPE) { // then a refusal may be there to read

@@ -53,7 +53,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { db.Close() }) //nolint:errcheck // the test is over
+	t.Cleanup(func() { db.Close() })
 	w := &world{t: t, log: &bytes.Buffer{}}
 	log := obs.NewJSON(w.log, slog.LevelDebug)
 	p := pubsim.New(t, "acme", now)
@@ -143,7 +143,7 @@ func (w *world) do(c *http.Client, method, address string, body any, change func
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer a.Body.Close() //nolint:errcheck // read only
+	defer a.Body.Close()
 	out, err := io.ReadAll(a.Body)
 	if err != nil {
 		w.t.Fatal(err)

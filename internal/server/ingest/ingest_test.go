@@ -24,7 +24,7 @@ func newIngester(t *testing.T, now *time.Time, published ...fleet.Published) (*i
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { db.Close() }) //nolint:errcheck // the test is over
+	t.Cleanup(func() { db.Close() })
 	return &ingest.Ingester{
 		Machines: db, Reports: db, Published: func() []fleet.Published { return published },
 		Now: func() time.Time { return *now }, Log: slog.New(slog.DiscardHandler),

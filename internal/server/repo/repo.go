@@ -111,7 +111,7 @@ func (r *Repo) Sync(ctx context.Context, baseURL string, client *http.Client, no
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, dir := range []string{"metadata", "targets"} {
-		if err := os.MkdirAll(filepath.Join(r.dir, dir), 0o755); err != nil { //nolint:gosec // public files
+		if err := os.MkdirAll(filepath.Join(r.dir, dir), 0o755); err != nil {
 			return Result{}, err
 		}
 	}
@@ -370,7 +370,7 @@ func (r *Repo) readTarget(t tufclient.Target) ([]byte, error) {
 
 func (r *Repo) writeTarget(t tufclient.Target, content []byte) error {
 	name := r.targetFile(t)
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil { //nolint:gosec // public files
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
 	if err := r.putFile(name, content); err != nil {

@@ -188,7 +188,7 @@ func lieAbout(p *pubsim.Publisher, path string, change func([]byte) []byte) {
 		panic(err)
 	}
 	b := change(bytes.Clone(p.Read(name)))
-	p.Lie("/"+name, func(w http.ResponseWriter, _ *http.Request) { w.Write(b) }) //nolint:errcheck // the client tells
+	p.Lie("/"+name, func(w http.ResponseWriter, _ *http.Request) { w.Write(b) })
 }
 
 func TestSyncCompletesWhatAFailedRunBegan(t *testing.T) {

@@ -35,7 +35,7 @@ func fleetOf(t *testing.T, now time.Time, full bool) *web.Pages {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { db.Close() }) //nolint:errcheck // the test is over
+	t.Cleanup(func() { db.Close() })
 	p := pubsim.New(t, "acme-livepatch", now)
 	r := repo.New(filepath.Join(t.TempDir(), "repository"), filepath.Join(t.TempDir(), "upstream"), p.Anchor, slog.New(slog.DiscardHandler))
 	if full {

@@ -126,10 +126,10 @@ func settingsSum() string {
 	h := sha256.New()
 	for _, m := range []map[string]string{files(), enabled()} {
 		for _, k := range slices.Sorted(maps.Keys(m)) {
-			fmt.Fprintf(h, "%q %q\n", k, m[k])
+			fmt.Fprintf(h, "%q %q\n", k, m[k]) //nolint:errcheck // a hash takes everything
 		}
 	}
-	fmt.Fprintln(h, strings.Join(masked(), " "), diskSize)
+	fmt.Fprintln(h, strings.Join(masked(), " "), diskSize) //nolint:errcheck // as above
 	return hex.EncodeToString(h.Sum(nil))
 }
 

@@ -179,7 +179,7 @@ func copyFile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer in.Close() //nolint:errcheck // opened for reading only
 	out, err := os.Create(to)
 	if err != nil {
 		return err

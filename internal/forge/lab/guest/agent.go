@@ -95,7 +95,7 @@ func run(req request) (response, error) {
 		if stdin, err = os.ReadFile(req.StdinFile); err != nil {
 			return response{}, err
 		}
-		defer os.Remove(req.StdinFile)
+		defer os.Remove(req.StdinFile) //nolint:errcheck // a left-over in a guest that is thrown away
 	}
 	limit := req.MaxOutput
 	if limit <= 0 || limit > maxOutput {
@@ -147,7 +147,7 @@ var starting sync.Mutex
 func start(cmd *exec.Cmd) error {
 	starting.Lock()
 	defer starting.Unlock()
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0o644)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0o644) //nolint:forbidigo // no file of ours
 	defer protectFromOOM()
 	return cmd.Start()
 }
@@ -188,7 +188,7 @@ func reboot() {
 		_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 		return
 	}
-	if out, err := exec.Command("systemctl", "--no-block", "reboot").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.Background(), "systemctl", "--no-block", "reboot").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "klatch lab agent: reboot: %v: %s\n", err, out)
 	}
 }

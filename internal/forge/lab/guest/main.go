@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -105,7 +106,7 @@ func setUp() error {
 	}
 	// Makes /bin/ls and its like. A guest without busybox is allowed: it
 	// runs only what it was given.
-	if out, err := exec.Command("/bin/busybox", "--install", "-s").CombinedOutput(); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if out, err := exec.CommandContext(context.Background(), "/bin/busybox", "--install", "-s").CombinedOutput(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("install busybox: %w: %s", err, out)
 	}
 	return nil
@@ -117,8 +118,8 @@ func loopbackUp() error {
 	if err != nil {
 		return err
 	}
-	defer syscall.Close(s)
-	var req struct { // struct ifreq of netdevice(7)
+	defer syscall.Close(s) //nolint:errcheck // nothing was written
+	var req struct {       // struct ifreq of netdevice(7)
 		name  [16]byte
 		flags uint16
 		_     [22]byte
@@ -172,7 +173,7 @@ func agentMain() error {
 // protectFromOOM keeps the kernel from choosing the agent when the load of a
 // scenario eats the memory. Programs it starts get the normal value back.
 func protectFromOOM() {
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644) //nolint:forbidigo // no file of ours
 }
 
 // rawMode makes the terminal a plain pipe for bytes, as cfmakeraw(3) does.

@@ -208,8 +208,7 @@ func Broken(t *testing.T, err error) {
 		t.Fatal("a broken lab gave no error")
 	}
 	t.Log(err)
-	var b *lab.BrokenError
-	if !errors.As(err, &b) {
+	if _, ok := errors.AsType[*lab.BrokenError](err); !ok {
 		t.Errorf("not a BrokenError: %v", err)
 	}
 	if v, _ := lab.Judge(err, ""); v != lab.Broken {

@@ -59,7 +59,7 @@ func (r *Rig) writeSmallGuest(dir string, files []lab.File) error {
 	if err != nil {
 		return err
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // closed with its error below
 	w := cpio.NewWriter(out)
 	for _, d := range slices.Sorted(maps.Keys(dirs)) {
 		if err := w.WriteHeader(&cpio.Header{Name: d, Mode: cpio.TypeDir | 0o755, Links: 2}); err != nil {
@@ -79,7 +79,7 @@ func writeEntry(w *cpio.Writer, name string, e entry) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer in.Close() //nolint:errcheck // opened for reading only
 	h := &cpio.Header{Name: name, Mode: cpio.TypeReg | cpio.FileMode(e.mode.Perm()), Size: size, Links: 1}
 	if err := w.WriteHeader(h); err != nil {
 		return err
@@ -183,7 +183,7 @@ func copyEntry(to string, e entry) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer in.Close()
+	defer in.Close() //nolint:errcheck // opened for reading only
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, e.mode.Perm())
 	if err != nil {
 		return 0, err
@@ -199,7 +199,7 @@ func mustBeStatic(program string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading only
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return errors.New("not a static program (build it with CGO_ENABLED=0)")

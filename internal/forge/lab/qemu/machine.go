@@ -109,7 +109,7 @@ func (m *machine) explain(p *process, err error, what string) error {
 			err = lab.ErrGuestRebooted
 			break
 		}
-		err = fmt.Errorf("emulator ended (%w): %v: %s", err, p.err, strings.TrimSpace(p.stderr.String()))
+		err = fmt.Errorf("emulator ended (%w): %w: %s", err, p.err, strings.TrimSpace(p.stderr.String()))
 	default:
 		if text, cerr := m.Console(); cerr == nil && !errors.Is(err, lab.ErrGuestRebooted) {
 			err = fmt.Errorf("%w; the console ends with %q", err, lastLines(text, 3))
@@ -259,7 +259,7 @@ func (m *machine) Console() (string, error) {
 	if err != nil {
 		return "", lab.Brokenf(err, "read console of %s", m.spec.Name)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading only
 	st, err := f.Stat()
 	if err != nil {
 		return "", lab.Brokenf(err, "read console of %s", m.spec.Name)

@@ -47,12 +47,12 @@ func startProcess(program string, args []string, dir string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer agentTheirs.Close()
+	defer agentTheirs.Close() //nolint:errcheck // the emulator has its own copy
 	monitorOurs, monitorTheirs, err := socketPair()
 	if err != nil {
 		return nil, errors.Join(err, agentOurs.Close())
 	}
-	defer monitorTheirs.Close()
+	defer monitorTheirs.Close() //nolint:errcheck // as above
 
 	// Not CommandContext: the machine outlives the call that started it.
 	cmd := exec.Command(program, args...) //nolint:noctx // stop ends it

@@ -13,7 +13,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -85,7 +84,7 @@ func New(cfg Config) (*Rig, error) {
 		cfg.Scratch = os.TempDir()
 	}
 	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	switch a := accelerator(cfg.Accelerator); a {
 	case "", accelTCG, accelKVM:
@@ -194,6 +193,7 @@ func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir st
 		options = append(options, both)
 	}
 	switch s.Network {
+	case lab.NoNetwork:
 	case lab.Isolated:
 		options = append(options, network{restricted: true})
 	case lab.HostOnly:

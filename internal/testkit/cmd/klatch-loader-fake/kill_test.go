@@ -112,9 +112,9 @@ type machine struct {
 // journey loads 1 and 2, cancels 3, reboots, and tells how the machine ends.
 func (w *world) journey(t *testing.T, inject string) (end string, hit bool) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch-kill-") //nolint:usetesting // one folder for each of many runs, short for a socket
+	dir, err := os.MkdirTemp("", "klatch-kill-")
 	check(t, err)
-	defer os.RemoveAll(dir) //nolint:errcheck // test
+	defer os.RemoveAll(dir)
 	for _, d := range []string{"kernel", "state", "etc"} {
 		check(t, os.Mkdir(filepath.Join(dir, d), 0o700))
 	}
@@ -150,10 +150,10 @@ func (m *machine) load(n livepatch.Sequence) {
 	m.step("load", "sequence_same", func(ctx context.Context) (loaderapi.Status, error) {
 		manifest, err := os.Open(filepath.Join(m.dir, fmt.Sprintf("%d.manifest", n)))
 		check(m, err)
-		defer manifest.Close() //nolint:errcheck // test
+		defer manifest.Close()
 		module, err := os.Open(filepath.Join(m.dir, fmt.Sprintf("%d.ko", n)))
 		check(m, err)
-		defer module.Close() //nolint:errcheck // test
+		defer module.Close()
 		return m.client.Load(ctx, manifest, module)
 	})
 }
