@@ -90,7 +90,12 @@ func run(t *testing.T, d *daemon, root, stdin string, args ...string) (status in
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- local.Serve(ctx, l, d, slog.New(slog.DiscardHandler)) }()
-		defer func() { cancel(); <-done }()
+		defer func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}()
 	}
 	c := command()
 	var out, errs bytes.Buffer

@@ -4,14 +4,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -122,115 +118,4 @@ func (r *rig) until(what string, ok func(agent.Status) bool) agent.Status {
 
 func confirmed(s agent.Status) bool {
 	return s.State.State == "confirmed" && s.Queued == 0 && s.Check.Result != ""
-}
-
-func TestAProcessGoesTheWholeJourney(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.until("not enrolled", func(s agent.Status) bool { return s.State.State == "not_enrolled" })
-	if os.Geteuid() != 0 {
-		r.enroll()
-		r.kill()
-		r.start()
-	} else if _, err := local.Dial(r.socket).Enroll(t.Context(), local.EnrollRequest{Server: r.fleet.URL, Token: r.fleet.Token}); err != nil {
-		t.Fatal(err)
-	}
-	r.until("without a livepatch", func(s agent.Status) bool { return s.Check.Result == "current" })
-	r.fleet.Publish(r.machine.Kernel, 1, "CVE-2026-0001")
-	r.until("confirmed", confirmed)
-	r.fleet.Publish(r.machine.Kernel, 2, "CVE-2026-0001", "CVE-2026-0002")
-	s := r.until("confirmed at 2", func(s agent.Status) bool { return confirmed(s) && s.State.Sequence == 2 })
-	if len(s.State.Fixes) != 2 {
-		t.Errorf("fixes %v", s.State.Fixes)
-	}
-	r.secretsStayHidden()
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.cmd.Wait(); err != nil {
-		t.Errorf("after SIGTERM: %v", err)
-	}
-}
-
-// secretsStayHidden looks at who may read the credential.
-func (r *rig) secretsStayHidden() {
-	r.t.Helper()
-	err := filepath.WalkDir(r.state, func(path string, d os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil && info.Mode().Perm()&0o077 != 0 {
-			r.t.Errorf("%s has mode %v", path, info.Mode())
-		}
-		return err
-	})
-	if err != nil {
-		r.t.Error(err)
-	}
-	b, err := os.ReadFile(filepath.Join(r.state, "journal.json"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	for _, secret := range []string{string(r.fleet.Token), "PRIVATE"} {
-		if strings.Contains(string(b), secret) {
-			r.t.Error("the journal holds a secret")
-		}
-	}
-}
-
-// checkEnd says that a journey ended as if nothing had happened.
-func (r *rig) checkEnd(s agent.Status) {
-	r.t.Helper()
-	if s.State.Sequence != 1 || s.State.Highest != 1 {
-		r.t.Errorf("state %+v", s.State)
-	}
-	if n := r.machine.Loads(); n != 1 {
-		r.t.Errorf("the kernel took %d livepatches", n)
-	}
-	want := []wire.Event{wire.EventBooted, wire.EventStaged, wire.EventLoading, wire.EventLoaded, wire.EventConfirmed}
-	if got := r.fleet.Events(); !slices.Equal(got, want) {
-		r.t.Errorf("events\n got %v\nwant %v", got, want)
-	}
-	// The metadata's folder is cleared by the next look at the server.
-	for _, pattern := range []string{".tmp-*", "staged/.tmp-*"} {
-		if left, err := filepath.Glob(filepath.Join(r.state, pattern)); err != nil || len(left) > 0 {
-			r.t.Errorf("left behind: %v, %v", left, err)
-		}
-	}
-}
-
-// killedAt runs a journey that strace kills at the n-th call of a kind, starts
-// klatchd again, and wants the end of an undisturbed journey. It is false
-// where the journey has fewer such calls.
-func killedAt(t *testing.T, call string, n int) bool {
-	r := newRig(t)
-	r.enroll()
-	r.fleet.Publish(r.machine.Kernel, 1, "CVE-2026-0001")
-	r.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+call, "-e", "inject="+call+":signal=SIGKILL:when="+strconv.Itoa(n))
-	dead := make(chan error, 1)
-	go func() { dead <- r.cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for {
-		select {
-		case err := <-dead:
-			if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-				t.Fatalf("klatchd ended by itself: %v", err)
-			}
-			r.start()
-			r.checkEnd(r.until("confirmed after a kill", confirmed))
-			return true
-		case <-time.After(50 * time.Millisecond):
-		}
-		if s, err := local.Dial(r.socket).Status(ctx); err == nil && confirmed(s) {
-			_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
-			<-dead
-			r.checkEnd(s)
-			return false
-		}
-		if ctx.Err() != nil {
-			t.Fatal("neither killed nor confirmed")
-		}
-	}
 }

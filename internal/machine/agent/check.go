@@ -67,7 +67,7 @@ func (a *Agent) check(ctx context.Context) error {
 	o := a.observe(ctx)
 	outcome, err := a.look(ctx, o)
 	if ctx.Err() != nil {
-		return nil // we were asked to stop; that says nothing about the server
+		return nil //nolint:nilerr // we were asked to stop; that says nothing about the server
 	}
 	now := time.Now().UTC()
 	a.afterCheck(err, now)

@@ -155,15 +155,17 @@ func TestAFixIsOfferedLoadedAndConfirmed(t *testing.T) {
 
 func TestAStalledTransitionIsCanceledAndTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.machine.Never = true
-		w.machine.Blocking = []loaderapi.Blocker{{PID: 7, TID: 7, Comm: "kworker/0:1", Kthread: true, State: "S", Stack: []string{"worker_thread"}}}
+		w.machine.Set(func(m *agenttest.Machine) { m.Never = true })
+		w.machine.Set(func(m *agenttest.Machine) {
+			m.Blocking = []loaderapi.Blocker{{PID: 7, TID: 7, Comm: "kworker/0:1", Kthread: true, State: "S", Stack: []string{"worker_thread"}}}
+		})
 		w.publish(1)
 		w.start()
 		w.within(5*time.Minute, "stalled")
 		if s := w.state(); s.Sequence != 0 || !strings.Contains(s.Text, `kernel thread 7 ("kworker/0:1", state S) in worker_thread`) {
 			w.Errorf("state %+v", s)
 		}
-		w.machine.Never = false
+		w.machine.Set(func(m *agenttest.Machine) { m.Never = false })
 		w.within(20*time.Minute, "soaking")
 		w.within(20*time.Minute, "confirmed")
 		w.wantEvents(wire.EventBooted, wire.EventStaged, wire.EventLoading, wire.EventStalled,
@@ -174,11 +176,11 @@ func TestAStalledTransitionIsCanceledAndTriedAgain(t *testing.T) {
 func TestANewerOfferSupersedesAStalledOne(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.policy.StallRetry = 6 * time.Hour
-		w.machine.Never = true
+		w.machine.Set(func(m *agenttest.Machine) { m.Never = true })
 		w.publish(1)
 		w.start()
 		w.within(5*time.Minute, "stalled")
-		w.machine.Never = false
+		w.machine.Set(func(m *agenttest.Machine) { m.Never = false })
 		w.publish(2)
 		w.within(3*time.Hour, "confirmed")
 		if s := w.state(); s.Highest != 2 {
@@ -211,12 +213,14 @@ func TestTroubleDuringTheSoakMakesItSuspect(t *testing.T) {
 
 func TestARefusedLivepatchIsNotTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.machine.Refuse = fault.New(fault.Untrusted, "key_rejected", "load module klatch_1: key not trusted by this kernel")
+		w.machine.Set(func(m *agenttest.Machine) {
+			m.Refuse = fault.New(fault.Untrusted, "key_rejected", "load module klatch_1: key not trusted by this kernel")
+		})
 		w.publish(1)
 		w.start()
 		w.within(2*time.Minute, "failed")
 		w.wantState("failed", "key_rejected")
-		w.machine.Refuse = nil
+		w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 		time.Sleep(5 * time.Hour)
 		w.wantState("failed", "key_rejected")
 		if w.machine.Loads() != 0 {
@@ -233,11 +237,13 @@ func TestARefusedLivepatchIsNotTriedAgain(t *testing.T) {
 
 func TestANewerOfferEndsAFailure(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.machine.Refuse = fault.New(fault.Invalid, "module_refused", "load module klatch_1: exec format error")
+		w.machine.Set(func(m *agenttest.Machine) {
+			m.Refuse = fault.New(fault.Invalid, "module_refused", "load module klatch_1: exec format error")
+		})
 		w.publish(1)
 		w.start()
 		w.within(2*time.Minute, "failed")
-		w.machine.Refuse = nil
+		w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 		w.publish(2)
 		w.within(3*time.Hour, "confirmed")
 	})
@@ -264,14 +270,14 @@ func TestALoaderThatIsAwayIsWaitedFor(t *testing.T) {
 				w.within(2*time.Minute, "staged")
 				time.Sleep(20 * time.Minute)
 				w.wantState("staged", "")
-				w.machine.Refuse = nil
+				w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 				w.within(3*time.Hour, "confirmed")
 			})
 		})
 	}
 	t.Run("it loaded and the answer was lost", func(t *testing.T) {
 		inWorld(t, func(w *world) {
-			w.machine.Drop = true
+			w.machine.Set(func(m *agenttest.Machine) { m.Drop = true })
 			w.publish(1)
 			w.start()
 			w.within(20*time.Minute, "confirmed")
@@ -347,10 +353,12 @@ func TestBoots(t *testing.T) {
 			}
 		}},
 		{"another kernel drops what was staged", func(w *world) {
-			w.machine.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
+			w.machine.Set(func(m *agenttest.Machine) {
+				m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
+			})
 			w.within(soaking, "staged")
 			w.stop()
-			w.machine.Refuse = nil
+			w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 			w.server.Set(func(s *agenttest.Server) { s.Offer = nil; s.Reason = "no_livepatch" })
 			w.machine.Reboot("boot-2")
 			w.machine.Write("sys/kernel/notes", "\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00"+strings.Repeat("x", 20))

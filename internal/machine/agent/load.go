@@ -114,7 +114,7 @@ func (a *Agent) watch(ctx context.Context) (time.Duration, error) {
 	lp, in, err := a.cfg.Machine.Livepatch(w.Sequence)
 	if err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "transition not readable", slog.Any("sequence", w.Sequence), slog.String("err", err.Error()))
-		return poll(time.Since(w.Began)), nil
+		return poll(time.Since(w.Began)), nil // it is read again
 	}
 	switch took := time.Since(w.Began); {
 	case !in && w.Cancel:
@@ -152,7 +152,7 @@ func (a *Agent) cancel(ctx context.Context, w work) (time.Duration, error) {
 			text = blockersText(bs)
 		}
 		if ctx.Err() != nil {
-			return 0, nil
+			return 0, nil //nolint:nilerr // the next start asks again
 		}
 		if err := a.update(func(j *journal) { j.Work.Cancel, j.Work.Code, j.Work.Text = true, "deadline", text }); err != nil {
 			return 0, err
@@ -224,7 +224,7 @@ func (a *Agent) soak(ctx context.Context) (time.Duration, error) {
 	lp, in, err := a.cfg.Machine.Livepatch(w.Sequence)
 	if err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "livepatch not readable", slog.Any("sequence", w.Sequence), slog.String("err", err.Error()))
-		return 5 * time.Second, nil
+		return 5 * time.Second, nil //nolint:nilerr // it is read again
 	}
 	if !in || !lp.Enabled {
 		return 0, a.gone(ctx, w)
@@ -238,7 +238,7 @@ func (a *Agent) soak(ctx context.Context) (time.Duration, error) {
 	}
 	st, err := a.cfg.Loader.Confirm(ctx, w.Sequence)
 	if ctx.Err() != nil {
-		return 0, nil
+		return 0, nil //nolint:nilerr // we were asked to stop; the next start asks again
 	}
 	if err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "livepatch not confirmed", slog.Any("sequence", w.Sequence), slog.String("err", err.Error()))

@@ -159,7 +159,7 @@ func (a *Agent) wakeUp(ctx context.Context) (bool, error) {
 	j := a.journal()
 	if o.FactsErr != nil {
 		a.log.LogAttrs(ctx, slog.LevelError, "machine not understood", slog.String("err", o.FactsErr.Error()))
-		return false, nil
+		return false, nil //nolint:nilerr // it is in the log, and looked at again
 	}
 	orderly := j.Orderly == j.Seen
 	if j.Seen != o.Facts.BootID {

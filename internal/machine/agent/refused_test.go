@@ -120,12 +120,14 @@ func TestMetadataThatIsRefusedChangesNothing(t *testing.T) {
 		w.start()
 		w.within(20*time.Minute, "confirmed")
 		w.publish(2)
-		w.pub.Fail = fault.New(fault.Untrusted, "metadata_expired", "timestamp metadata is expired")
+		w.pub.Set(func(p *agenttest.Publisher) {
+			p.Fail = fault.New(fault.Untrusted, "metadata_expired", "timestamp metadata is expired")
+		})
 		time.Sleep(3 * time.Hour)
 		if s := w.state(); s.State != "check_failed" || s.Reason != "metadata_expired" || s.Sequence != 1 || !strings.Contains(s.Text, "last good check was") {
 			w.Errorf("state %+v", s)
 		}
-		w.pub.Fail = nil
+		w.pub.Set(func(p *agenttest.Publisher) { p.Fail = nil })
 		time.Sleep(3 * time.Hour)
 		if s := w.state(); s.State != "confirmed" || s.Sequence != 2 {
 			w.Errorf("state %+v", s)
@@ -135,7 +137,9 @@ func TestMetadataThatIsRefusedChangesNothing(t *testing.T) {
 
 func TestAStagedFileThatWasDamagedIsFetchedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.machine.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
+		w.machine.Set(func(m *agenttest.Machine) {
+			m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
+		})
 		w.publish(1)
 		w.start()
 		w.within(5*time.Minute, "staged")
@@ -143,7 +147,7 @@ func TestAStagedFileThatWasDamagedIsFetchedAgain(t *testing.T) {
 		if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
 			w.Fatal(err)
 		}
-		w.machine.Refuse = nil
+		w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 		w.within(4*time.Hour, "confirmed")
 	})
 }

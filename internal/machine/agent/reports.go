@@ -42,13 +42,13 @@ func (a *Agent) sendReports(ctx context.Context) {
 func (a *Agent) sendQueued(ctx context.Context) error {
 	for {
 		queue := a.journal().Reports
-		if len(queue) == 0 || ctx.Err() != nil {
+		if len(queue) == 0 {
 			return nil
 		}
 		r := queue[0]
 		err := a.cfg.Server.Report(ctx, r)
 		if ctx.Err() != nil {
-			return nil
+			return ctx.Err()
 		}
 		if err != nil && fault.KindOf(err) != fault.Invalid {
 			a.log.LogAttrs(ctx, slog.LevelWarn, "report not sent", slog.String("event", string(r.Event)),

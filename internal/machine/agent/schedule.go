@@ -47,7 +47,7 @@ func firstCheck(p Policy, now time.Time) time.Time {
 	if p.CheckInterval == 0 {
 		return time.Time{}
 	}
-	return now.Add(rand.N(min(p.CheckInterval/10, 30*time.Second) + 1))
+	return now.Add(upTo(min(p.CheckInterval/10, 30*time.Second)))
 }
 
 // nextCheck is a tenth of the interval around it, so that a fleet spreads.
@@ -58,8 +58,13 @@ func nextCheck(p Policy, now time.Time) time.Time {
 	return now.Add(around(p.CheckInterval))
 }
 
+// upTo spreads machines over time; nobody gains by guessing it.
+func upTo(d time.Duration) time.Duration {
+	return rand.N(d + 1) //nolint:gosec // see above
+}
+
 func around(d time.Duration) time.Duration {
-	return d - d/10 + rand.N(d/5+1)
+	return d - d/10 + upTo(d/5)
 }
 
 const (
@@ -77,7 +82,7 @@ func backoff(n int, first, most time.Duration) time.Duration {
 		d *= 2
 	}
 	d = min(d, most)
-	return d - d/4 + rand.N(d/4+1)
+	return d - d/4 + upTo(d/4)
 }
 
 // afterCheck says when to look again. A server that cannot be reached is

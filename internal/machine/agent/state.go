@@ -136,6 +136,7 @@ func (in inputs) underWay(w work) (word string, reason fault.Code, text string) 
 	word = underWay[in.j.Phase]
 	reason = fault.Code(word)
 	switch in.j.Phase {
+	default: // the other phases have nothing under way
 	case wire.Staged:
 		text = fmt.Sprintf("livepatch %d is verified and on disk", w.Sequence)
 		if w.After.After(in.now) {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -35,9 +36,10 @@ type Fleet struct {
 	URL   string
 	Token wire.Token
 
-	t      testing.TB
-	ca     *pki.CA
-	secret pki.Secret
+	t               testing.TB
+	ca              *pki.CA
+	secret          pki.Secret
+	bytes, renewals atomic.Int64
 }
 
 // NewFleet starts one.
@@ -71,6 +73,7 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 	mux.Handle("/", f.Repo.Handler())
 	s := httptest.NewUnstartedServer(mux)
 	s.TLS = pki.ServerTLS(cert)
+	s.Listener = countingListener{s.Listener, &f.bytes}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	f.URL = "https://" + s.Listener.Addr().String()
@@ -119,12 +122,51 @@ func (f *Fleet) enroll(q wire.EnrollRequest) (wire.EnrollAnswer, error) {
 }
 
 func (f *Fleet) renew(id string, csr []byte) (wire.RenewAnswer, error) {
+	f.renewals.Add(1)
+	return f.Certify(id, csr, time.Now())
+}
+
+// Certify signs a machine's request as the server did at some time.
+func (f *Fleet) Certify(id string, csr []byte, at time.Time) (wire.RenewAnswer, error) {
 	req, err := pki.ParseRequest(csr)
 	if err != nil {
 		return wire.RenewAnswer{}, err
 	}
-	der, expires, err := f.ca.SignMachine(req, id, time.Now())
+	der, expires, err := f.ca.SignMachine(req, id, at)
 	return wire.RenewAnswer{Certificate: der, Expires: expires}, err
+}
+
+// Certified counts the certificates that the server gave out.
+func (f *Fleet) Certified() int64 { return f.renewals.Load() }
+
+// Bytes counts what went over the server's connections, both ways.
+func (f *Fleet) Bytes() int64 { return f.bytes.Load() }
+
+type countingListener struct {
+	net.Listener
+	n *atomic.Int64
+}
+
+func (l countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return countingConn{c, l.n}, err
+}
+
+type countingConn struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c countingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (c countingConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // Publish signs a livepatch into the repository and offers it.
@@ -234,7 +276,7 @@ func (m *Machine) answerTo(t testing.TB, c *loaderapi.Conn) {
 // 108 bytes), unlike t.TempDir.
 func ShortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "klatch")
+	dir, err := os.MkdirTemp("", "klatch") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func NewMachine(t testing.TB) *Machine {
 func (m *Machine) Write(name, content string) {
 	m.t.Helper()
 	p := filepath.Join(m.Root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o644)); err != nil { //nolint:forbidigo // a test's tree
+	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o644)); err != nil { //nolint:forbidigo,gosec // a test's tree
 		m.t.Error(err)
 	}
 }
@@ -127,6 +127,13 @@ func (m *Machine) Change(f func(*loaderapi.Status)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f(&m.status)
+}
+
+// Set changes how the kernel and the loader behave.
+func (m *Machine) Set(f func(*Machine)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(m)
 }
 
 // Loads counts the livepatches that the kernel took.
@@ -290,5 +297,7 @@ func (m *Machine) Cancel(_ context.Context, s livepatch.Sequence) (loaderapi.Sta
 
 // Blockers lists who is in the way.
 func (m *Machine) Blockers(context.Context) ([]loaderapi.Blocker, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return m.Blocking, nil
 }

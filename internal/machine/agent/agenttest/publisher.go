@@ -97,6 +97,13 @@ func (p *Publisher) Put(target string, content []byte) {
 	p.targets[target] = content
 }
 
+// Set changes how the repository behaves.
+func (p *Publisher) Set(f func(*Publisher)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(p)
+}
+
 // Refresh gives the repository as it is now.
 func (p *Publisher) Refresh(context.Context, *trust.Anchor, time.Time) (agent.Snapshot, error) {
 	p.mu.Lock()
