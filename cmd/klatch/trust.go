@@ -119,7 +119,7 @@ func (p *places) labAllowed() bool {
 
 // write puts a file that everybody may read into /etc/klatch.
 func (p *places) write(path string, content []byte) error {
-	err := os.MkdirAll(filepath.Dir(path), 0o755) //nolint:gosec // klatchd must read it; no secret is here
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
 		err = durable.WriteFile(path, content, 0o644)
 	}

@@ -92,7 +92,7 @@ func NewMachine(t testing.TB) *Machine {
 func (m *Machine) Write(name, content string) {
 	m.t.Helper()
 	p := filepath.Join(m.Root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o644)); err != nil { //nolint:forbidigo,gosec // a test's tree
+	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o644)); err != nil { //nolint:forbidigo // a test's tree
 		m.t.Error(err)
 	}
 }
