@@ -121,10 +121,25 @@ func merge(path string, content []byte, written any, origins Origins) error {
 	if err := toml.Unmarshal(content, &table); err != nil {
 		return bad(0, err.Error())
 	}
+	known := keys(written)
 	for key := range table {
+		if !slices.Contains(known, key) { // the decoder does not mind the case
+			return bad(lineOf(string(content), key), fmt.Sprintf("unknown key %q", key))
+		}
 		origins[key] = fmt.Sprintf("%s:%d", path, lineOf(string(content), key))
 	}
 	return nil
+}
+
+// keys lists the toml names of a struct's fields.
+func keys(written any) []string {
+	t := reflect.TypeOf(written).Elem()
+	var names []string
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("toml"), ",")
+		names = append(names, name)
+	}
+	return names
 }
 
 func lineOf(content, key string) int {
@@ -140,8 +155,9 @@ func lineOf(content, key string) int {
 }
 
 // Duration is a time span as people write it: "90s", "15m", "1h30m"; "0" is
-// zero. It is the type of a field in a written struct.
-type Duration time.Duration
+// zero. A bare number is refused: nobody could know its unit. It is the type
+// of a field in a written struct.
+type Duration struct{ time.Duration }
 
 // UnmarshalText parses; a negative span means nothing here.
 func (d *Duration) UnmarshalText(b []byte) error {
@@ -152,12 +168,12 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	if v < 0 {
 		return fmt.Errorf("time span %s is negative", v)
 	}
-	*d = Duration(v)
+	d.Duration = v
 	return nil
 }
 
 // MarshalText writes what UnmarshalText reads.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.Duration.String()), nil }
 
 // Setting is one key with its value in force and where it came from.
 type Setting struct {
