@@ -98,7 +98,11 @@ func Read(folders []string, written any) (Origins, error) {
 // merge reads one file over what was read before.
 func merge(path string, content []byte, written any, origins Origins) error {
 	bad := func(line int, text string) error {
-		return fault.New(fault.Invalid, "config_invalid", "%s:%d: %s", path, line, text).
+		place := path
+		if line > 0 { // the decoder does not always know
+			place = fmt.Sprintf("%s:%d", path, line)
+		}
+		return fault.New(fault.Invalid, "config_invalid", "%s: %s", place, text).
 			WithHint("correct or remove that line; the config command of the program lists its keys")
 	}
 	d := toml.NewDecoder(strings.NewReader(string(content))).DisallowUnknownFields()
@@ -133,10 +137,9 @@ func merge(path string, content []byte, written any, origins Origins) error {
 
 // keys lists the toml names of a struct's fields.
 func keys(written any) []string {
-	t := reflect.TypeOf(written).Elem()
 	var names []string
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("toml"), ",")
+	for f := range reflect.TypeOf(written).Elem().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 		names = append(names, name)
 	}
 	return names
@@ -173,7 +176,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 }
 
 // MarshalText writes what UnmarshalText reads.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(d.Duration.String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // Setting is one key with its value in force and where it came from.
 type Setting struct {

@@ -62,7 +62,7 @@ func TestRead(t *testing.T) {
 			map[string]string{"etc/a.toml": "tries = 1\n\ncheck_intervall = \"1h\"\n"}, nil, `etc/a.toml:3: unknown key "check_intervall"`},
 		{"a table is unknown too", map[string]string{"etc/a.toml": "[check]\ninterval = \"1h\"\n"}, nil, `etc/a.toml:1: unknown key "check"`},
 		{"a word that is no time span is named", map[string]string{"etc/a.toml": "\ncheck_interval = \"soon\"\n"}, nil, `etc/a.toml:2: `},
-		{"a bare number is no time span", map[string]string{"etc/a.toml": "check_interval = 60\n"}, nil, `etc/a.toml:1: `},
+		{"a bare number is no time span", map[string]string{"etc/a.toml": "check_interval = 60\n"}, nil, `etc/a.toml: "60" is not a time span`},
 		{"a key in other letters is unknown", map[string]string{"etc/a.toml": "Tries = 1\n"}, nil, `etc/a.toml:1: unknown key "Tries"`},
 		{"a negative time span is refused", map[string]string{"etc/a.toml": "check_interval = \"-1s\"\n"}, nil, `negative`},
 		{"a wrong type is refused", map[string]string{"etc/a.toml": "tries = \"many\"\n"}, nil, `etc/a.toml:1: `},
