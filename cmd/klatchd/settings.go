@@ -62,11 +62,11 @@ func readSettings(root string) (settings, []conf.Setting, error) {
 		{"stall_retry", &w.StallRetry, &s.policy.StallRetry, 5 * time.Second, false},
 	} {
 		if *f.value == nil {
-			d := conf.Duration(*f.to)
+			d := conf.Duration{Duration: *f.to}
 			*f.value = &d
 			continue
 		}
-		d := time.Duration(**f.value)
+		d := (*f.value).Duration
 		if d < f.least && (d != 0 || !f.zero) {
 			return s, nil, fault.New(fault.Invalid, "config_invalid", "%s: %s is %s, at least %s is possible", origins.Of(f.key), f.key, d, f.least)
 		}

@@ -98,7 +98,11 @@ func Read(folders []string, written any) (Origins, error) {
 // merge reads one file over what was read before.
 func merge(path string, content []byte, written any, origins Origins) error {
 	bad := func(line int, text string) error {
-		return fault.New(fault.Invalid, "config_invalid", "%s:%d: %s", path, line, text).
+		place := path
+		if line > 0 { // the decoder does not always know
+			place = fmt.Sprintf("%s:%d", path, line)
+		}
+		return fault.New(fault.Invalid, "config_invalid", "%s: %s", place, text).
 			WithHint("correct or remove that line; the config command of the program lists its keys")
 	}
 	d := toml.NewDecoder(strings.NewReader(string(content))).DisallowUnknownFields()
@@ -121,10 +125,24 @@ func merge(path string, content []byte, written any, origins Origins) error {
 	if err := toml.Unmarshal(content, &table); err != nil {
 		return bad(0, err.Error())
 	}
+	known := keys(written)
 	for key := range table {
+		if !slices.Contains(known, key) { // the decoder does not mind the case
+			return bad(lineOf(string(content), key), fmt.Sprintf("unknown key %q", key))
+		}
 		origins[key] = fmt.Sprintf("%s:%d", path, lineOf(string(content), key))
 	}
 	return nil
+}
+
+// keys lists the toml names of a struct's fields.
+func keys(written any) []string {
+	var names []string
+	for f := range reflect.TypeOf(written).Elem().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+		names = append(names, name)
+	}
+	return names
 }
 
 func lineOf(content, key string) int {
@@ -140,8 +158,9 @@ func lineOf(content, key string) int {
 }
 
 // Duration is a time span as people write it: "90s", "15m", "1h30m"; "0" is
-// zero. It is the type of a field in a written struct.
-type Duration time.Duration
+// zero. A bare number is refused: nobody could know its unit. It is the type
+// of a field in a written struct.
+type Duration struct{ time.Duration }
 
 // UnmarshalText parses; a negative span means nothing here.
 func (d *Duration) UnmarshalText(b []byte) error {
@@ -152,12 +171,12 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	if v < 0 {
 		return fmt.Errorf("time span %s is negative", v)
 	}
-	*d = Duration(v)
+	d.Duration = v
 	return nil
 }
 
 // MarshalText writes what UnmarshalText reads.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // Setting is one key with its value in force and where it came from.
 type Setting struct {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -63,6 +62,8 @@ func TestRead(t *testing.T) {
 			map[string]string{"etc/a.toml": "tries = 1\n\ncheck_intervall = \"1h\"\n"}, nil, `etc/a.toml:3: unknown key "check_intervall"`},
 		{"a table is unknown too", map[string]string{"etc/a.toml": "[check]\ninterval = \"1h\"\n"}, nil, `etc/a.toml:1: unknown key "check"`},
 		{"a word that is no time span is named", map[string]string{"etc/a.toml": "\ncheck_interval = \"soon\"\n"}, nil, `etc/a.toml:2: `},
+		{"a bare number is no time span", map[string]string{"etc/a.toml": "check_interval = 60\n"}, nil, `etc/a.toml: "60" is not a time span`},
+		{"a key in other letters is unknown", map[string]string{"etc/a.toml": "Tries = 1\n"}, nil, `etc/a.toml:1: unknown key "Tries"`},
 		{"a negative time span is refused", map[string]string{"etc/a.toml": "check_interval = \"-1s\"\n"}, nil, `negative`},
 		{"a wrong type is refused", map[string]string{"etc/a.toml": "tries = \"many\"\n"}, nil, `etc/a.toml:1: `},
 		{"no TOML is refused", map[string]string{"etc/a.toml": "tries = 1\ntries = 2\n"}, nil, `etc/a.toml:2: `},
@@ -108,7 +109,7 @@ func FuzzMerge(f *testing.F) {
 		if merge("x.toml", []byte(s), &w, origins) != nil {
 			return
 		}
-		if w.Interval != nil && time.Duration(*w.Interval) < 0 {
+		if w.Interval != nil && w.Interval.Duration < 0 {
 			t.Errorf("negative interval %v", *w.Interval)
 		}
 		for k := range origins {
