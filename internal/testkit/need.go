@@ -76,35 +76,48 @@ func SignFile() string {
 }
 
 // Kernel is the kernel image for VM tests: the one that KernelEnv names, or
-// the last by name in the user's cache (klatch/lab/vmlinuz-*). It is empty
-// when there is none.
+// the last by name that klatch-forge or a test has prepared in the cache. It
+// is empty when there is none.
 func Kernel() string {
-	candidates := []string{os.Getenv(KernelEnv)}
-	if candidates[0] == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return ""
-		}
-		candidates, err = filepath.Glob(filepath.Join(cache, "klatch", "lab", "vmlinuz-*"))
-		if err != nil || len(candidates) == 0 {
-			return ""
-		}
-	}
-	last := candidates[len(candidates)-1]
-	if st, err := os.Stat(last); err != nil || !st.Mode().IsRegular() {
-		return ""
-	}
-	return last
+	return named(KernelEnv, "kernels", "*", "vmlinuz")
 }
 
-// KernelDeb is the kernel package for VM tests that KernelDebEnv names, or
-// empty.
+// KernelDeb is the kernel package for VM tests: the one that KernelDebEnv
+// names, or the last by name in the cache. It is empty when there is none.
 func KernelDeb() string {
-	deb := os.Getenv(KernelDebEnv)
-	if st, err := os.Stat(deb); deb == "" || err != nil || !st.Mode().IsRegular() {
+	return named(KernelDebEnv, "apt", "debs", "*-linux-image-*-cloud-amd64.deb")
+}
+
+func named(env string, inCache ...string) string {
+	name := os.Getenv(env)
+	if name == "" {
+		found, _ := filepath.Glob(filepath.Join(append([]string{Cache()}, inCache...)...)) // the pattern is well-formed
+		if len(found) == 0 {
+			return ""
+		}
+		name = found[len(found)-1]
+	}
+	if st, err := os.Stat(name); err != nil || !st.Mode().IsRegular() {
 		return ""
 	}
-	return deb
+	return name
+}
+
+// Cache is where klatch-forge keeps kernels and images when nobody says
+// otherwise (package datadir, which this package must not import: everybody's tests
+// import it).
+func Cache() string {
+	if dir := os.Getenv("KLATCH_CACHE"); dir != "" {
+		return dir
+	}
+	if os.Getuid() == 0 {
+		return "/var/cache/klatch"
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "klatch")
 }
 
 func allInPath(programs ...string) func() bool {

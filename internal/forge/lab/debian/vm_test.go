@@ -7,6 +7,7 @@ package debian_test
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,14 +19,14 @@ import (
 	"klatch/internal/testkit"
 )
 
-// cacheEnv names a folder where images stay between runs of the tests.
+// cacheEnv names another folder for the image.
 const cacheEnv = "KLATCH_LAB_CACHE"
 
 func TestDebianGuest(t *testing.T) {
 	testkit.Need(t, "root", "qemu", "debootstrap", "apt", "kerneldeb")
 	cache := os.Getenv(cacheEnv)
-	if cache == "" {
-		cache = t.TempDir()
+	if cache == "" { // the demo's, so that one build serves both
+		cache = filepath.Join(testkit.Cache(), "images")
 	}
 	cfg := debian.Config{Suite: "bookworm", KernelDeb: testkit.KernelDeb(), Cache: cache,
 		Progress: func(s debian.Step) {
