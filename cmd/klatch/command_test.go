@@ -126,6 +126,8 @@ func TestCommands(t *testing.T) {
 		{"status-fresh", &daemon{status: fresh()}, "", "status", 0},
 		{"status-patched-json", &daemon{status: patched()}, "", "status --json", 0},
 		{"status-fresh-json", &daemon{status: fresh()}, "", "status --json", 0},
+		{"status-patched-yaml", &daemon{status: patched()}, "", "status --format yaml", 0},
+		{"status-format", &daemon{status: patched()}, "", "status --format xml", 2},
 		{"status-check-fine", &daemon{status: patched()}, "", "status --check", 0},
 		{"status-check-act", &daemon{status: fresh()}, "", "status --check", 4},
 		{"status-no-daemon", nil, "", "status", 75},

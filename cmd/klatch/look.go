@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"klatch/internal/cli"
 	"klatch/internal/fault"
@@ -20,6 +22,7 @@ import (
 
 func statusCommand(p *places) *cobra.Command {
 	var asJSON, check bool
+	var format string
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "show whether the running kernel is live patched",
@@ -32,13 +35,22 @@ works on this kernel build.`,
 		Example: "  klatch status\n  klatch status --json | jq -r .state.state\n  klatch status --check >/dev/null || mail -s 'look at this machine' root",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !slices.Contains([]string{"text", "json", "yaml"}, format) {
+				return cli.Cannot(fault.New(fault.Invalid, "usage", "format %.20q is unknown", format).WithHint("use text, json or yaml"), "show the status")
+			}
 			s, err := p.klatchd().Status(cmd.Context())
 			if err != nil {
 				return cli.Cannot(err, "show the status")
 			}
 			if asJSON {
+				format = "json"
+			}
+			switch format {
+			case "json":
 				err = printJSON(cmd.OutOrStdout(), s)
-			} else {
+			case "yaml":
+				err = printYAML(cmd.OutOrStdout(), s)
+			default:
 				err = printStatus(cmd.OutOrStdout(), s)
 			}
 			if err == nil && check && s.Act {
@@ -47,7 +59,8 @@ works on this kernel build.`,
 			return err
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, version 1")
+	c.Flags().StringVar(&format, "format", "text", "text, json or yaml; docs/reference/status.schema.json describes the last two")
+	c.Flags().BoolVar(&asJSON, "json", false, "the same as --format json")
 	c.Flags().BoolVar(&check, "check", false, "exit with 4 if a person must act")
 	return c
 }
@@ -189,6 +202,33 @@ func printJSON(w io.Writer, v any) error {
 	}
 	_, err = fmt.Fprintf(w, "%s\n", b)
 	return err
+}
+
+// printYAML prints the same members in the same order as JSON: JSON is YAML,
+// so it is read as such and written in block style.
+func printYAML(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var n yaml.Node
+	if err := yaml.Unmarshal(b, &n); err != nil {
+		return err
+	}
+	blockStyle(&n)
+	e := yaml.NewEncoder(w)
+	e.SetIndent(2)
+	if err := e.Encode(&n); err != nil {
+		return err
+	}
+	return e.Close()
+}
+
+func blockStyle(n *yaml.Node) {
+	n.Style &^= yaml.FlowStyle | yaml.DoubleQuotedStyle
+	for _, c := range n.Content {
+		blockStyle(c)
+	}
 }
 
 func when(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
