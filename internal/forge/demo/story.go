@@ -139,20 +139,22 @@ func (d *Demo) prepare(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var wg sync.WaitGroup
-	var imageErr error
-	wg.Go(func() {
-		if imageErr = d.makeImage(ctx); imageErr != nil {
-			cancel()
-		}
-	})
-	err := d.forge(ctx, "--dir", d.data(), "kernel", "add", "--distro", "debian", "--release", d.release)
-	if err != nil {
+	// The first that fails stops the other, whose end then says nothing.
+	failed := make(chan error, 2)
+	for _, half := range []func(context.Context) error{d.makeImage, func(ctx context.Context) error {
+		return d.forge(ctx, "--dir", d.data(), "kernel", "add", "--distro", "debian", "--release", d.release)
+	}} {
+		go func() { failed <- half(ctx) }()
+	}
+	first := <-failed
+	if first != nil {
 		cancel()
 	}
-	wg.Wait()
-	if err := errors.Join(imageErr, err); err != nil {
-		return err
+	if second := <-failed; first == nil {
+		first = second
+	}
+	if first != nil {
+		return first
 	}
 	return d.buildChecks(ctx)
 }

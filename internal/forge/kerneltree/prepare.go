@@ -83,7 +83,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 // Make is the command line of make for a kernel: the distribution's compiler
 // and release, and nothing that differs from machine to machine.
 func Make(e catalog.Entry, more ...string) []string {
-	return append([]string{"make", "-j" + strconv.Itoa(runtime.NumCPU()), "-s", "CC=" + e.CC,
+	return append([]string{"make", "-j" + strconv.Itoa(runtime.NumCPU()), "-s", "CC=" + e.CC, "HOSTCC=" + e.CC,
 		"KERNELRELEASE=" + string(e.Release)}, more...)
 }
 
