@@ -3,6 +3,7 @@
 package loader_test
 
 import (
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,4 +119,37 @@ func TestSilentCallerIsDropped(t *testing.T) {
 	if took := time.Since(start); took > loaderapi.TalkLimit+2*time.Second {
 		t.Errorf("the next caller waited %s", took)
 	}
+}
+
+// Each way in which the numbers of an ELF file may lie, one that wraps around
+// among them.
+func TestELFNumbersThatLie(t *testing.T) {
+	le := binary.LittleEndian
+	lastSection := func(b []byte) []byte { // header of the last section that is not the names
+		at := le.Uint64(b[40:]) + 64*uint64(le.Uint16(b[60:])-1)
+		if le.Uint16(b[62:]) == le.Uint16(b[60:])-1 {
+			at -= 64
+		}
+		return b[at:]
+	}
+	for name, spoil := range map[string]func([]byte){
+		"size of its own header":       func(b []byte) { le.PutUint16(b[52:], 60) },
+		"size of a section header":     func(b []byte) { le.PutUint16(b[58:], 128) },
+		"a section that wraps around":  func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1-le.Uint64(s[24:])) },
+		"a section that is too long":   func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1<<40) },
+		"a section that begins beyond": func(b []byte) { s := lastSection(b); le.PutUint64(s[24:], 1<<40) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			_, err := r.load(r.make(6, func(m *making) {
+				m.elf = func(w []string) []byte { b := klpfake.Module(w); spoil(b); return b }
+			}))
+			wantCode(t, err, fault.Untrusted, "module_elf")
+		})
+	}
+	r := newRig(t)
+	_, err := r.load(r.make(6, func(m *making) {
+		m.words = func(w []string) []string { return append(w, "x="+strings.Repeat("y", 64<<10)) }
+	}))
+	wantCode(t, err, fault.Untrusted, "module_elf")
 }
