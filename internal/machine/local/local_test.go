@@ -210,6 +210,16 @@ func (f fakePeers) Accept() (net.Conn, error) {
 	return &counted{Conn: c, uid: 1000, end: func() {}}, nil
 }
 
+func TestALongRequestIsRefused(t *testing.T) {
+	d := &daemon{}
+	w := httptest.NewRecorder()
+	q := httptest.NewRequest(http.MethodPost, "/v1/enroll", strings.NewReader(`{"server":"https://s","token":"`+strings.Repeat("t", maxRequest)+`"}`))
+	Handler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, q.WithContext(context.WithValue(t.Context(), peerKey{}, uint32(0))))
+	if w.Code != http.StatusBadRequest || d.changes > 0 {
+		t.Errorf("status %d, %d changes", w.Code, d.changes)
+	}
+}
+
 func TestNoDaemon(t *testing.T) {
 	_, err := Dial(filepath.Join(t.TempDir(), "none")).Status(t.Context())
 	if fault.KindOf(err) != fault.Unavailable || fault.HintOf(err) == "" {
