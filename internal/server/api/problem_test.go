@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"errors"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"klatch/internal/fault"
+)
+
+// What went wrong inside is for the log, not for whoever asks.
+func TestInternalErrorsStayInside(t *testing.T) {
+	for _, err := range []error{
+		errors.New("open /var/lib/klatch-server/klatch.db: disk I/O error"),
+		fault.New(fault.Internal, "key_mismatch", "open /var/lib/klatch-server/ca.key").WithHint("klatch.db"),
+	} {
+		w := httptest.NewRecorder()
+		new(API).problem(w, err)
+		if b := w.Body.String(); w.Code != 500 || strings.Contains(b, "klatch.db") || strings.Contains(b, "ca.key") || strings.Contains(b, "key_mismatch") {
+			t.Errorf("status %d: %s", w.Code, b)
+		}
+	}
+}
