@@ -4,12 +4,14 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/machine/loaderapi"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
@@ -61,5 +63,32 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 				t.Errorf("got %v, want code %q", err, c.code)
 			}
 		})
+	}
+}
+
+// Who blocks a transition chooses the names of 20 tasks, and so what this
+// machine says. It must stay a text that the server takes: otherwise a local
+// user keeps the machine from every check.
+func TestForeignWordsStayBelowTheServersLimit(t *testing.T) {
+	var bs []loaderapi.Blocker
+	for range 64 {
+		bs = append(bs, loaderapi.Blocker{TID: 4194303, Comm: "\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff", State: "S",
+			Stack: []string{strings.Repeat("long_name_", 12) + "+0x1/0x2"}})
+	}
+	text := blockersText(bs)
+	s := describe(inputs{o: observation{}, j: journal{Phase: wire.Stalled, Work: &work{Sequence: 3, Text: text}}, enrolled: true})
+	if s.State != "stalled" || len(s.Text) > wire.MaxText || len(s.NextStep) > wire.MaxText {
+		t.Errorf("state %s with a text of %d bytes, limit %d", s.State, len(s.Text), wire.MaxText)
+	}
+	for _, in := range []string{text, strings.Repeat("\xff", 9000), strings.Repeat("…", 9000), ""} {
+		out := clip(in)
+		again, err := json.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back string
+		if err := json.Unmarshal(again, &back); err != nil || len(back) > wire.MaxText || back != out {
+			t.Errorf("%.20q: %d bytes arrive, limit %d, %v", in, len(back), wire.MaxText, err)
+		}
 	}
 }
