@@ -77,6 +77,11 @@ func TestForeignDiffsAreRefused(t *testing.T) {
 		{"git folder", "--- a/.git/hooks/x\n+++ b/.git/hooks/x\n@@ -1 +1 @@\n-a\n+b\n", "patch_path"},
 		{"too many files", many.String(), "patch_too_large"},
 		{"too long", strings.Repeat("x", maxPatch+1), "patch_too_large"},
+		{"a hunk with a strange line", "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,2 @@\n-a\n+b\nx\n", "patch_hunk"},
+		{"a hunk with one line too many taken away", "--- a/x.c\n+++ b/x.c\n@@ -1 +1,2 @@\n-a\n-b\n+c\n", "patch_hunk"},
+		{"a hunk that ends early", "--- a/x.c\n+++ b/x.c\n@@ -1,9 +1,9 @@\n-a\n+b\n", "patch_hunk"},
+		{"a hunk of no file", "@@ -1 +1 @@\n-a\n+b\n--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n-a\n+b\n", "patch_hunk"},
+		{"a head that is none", "--- a/x.c\n+++ b/x.c\n@@ -1,99999999 +1 @@\n-a\n+b\n", "patch_hunk"},
 		{"no diff at all", "hello\n", "patch_empty"},
 		{"head without a hunk", "--- a/x.c\n+++ b/x.c\n", "patch_empty"},
 	} {
