@@ -13,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -121,15 +122,25 @@ func machinesCommand(o *options) *cobra.Command {
 func row(m adminapi.Machine) []string {
 	out := []string{"-", m.ID, "-", "-", "-", "enrolled", "-", m.LastSeen.UTC().Format(time.RFC3339)}
 	if m.Facts != nil {
-		out[0], out[2] = m.Facts.Hostname, string(m.Facts.Kernel.Release)
+		out[0], out[2] = oneWord(m.Facts.Hostname), string(m.Facts.Kernel.Release)
 	}
 	if s := m.State; s != nil {
-		out[3], out[4], out[5], out[6] = fmt.Sprint(s.Sequence), countFixes(s.Fixes), s.State, s.Advice
+		out[3], out[4], out[5], out[6] = fmt.Sprint(s.Sequence), countFixes(s.Fixes), oneWord(s.State), oneWord(s.Advice)
 	}
 	if m.Stale {
 		out[7] += " (silent)"
 	}
 	return out
+}
+
+// oneWord keeps what a machine says of itself in its column: it may be hostile.
+func oneWord(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsGraphic(r) || unicode.IsSpace(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func countFixes(fixes []livepatch.Fix) string {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"klatch/internal/cli"
 	"klatch/internal/forge/archive"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/kerneltree"
@@ -143,7 +144,7 @@ func kernelFlag(cmd *cobra.Command, to *string) {
 }
 
 func out(cmd *cobra.Command, format string, args ...any) {
-	fmt.Fprintf(cmd.OutOrStdout(), format, args...) //nolint:errcheck // standard output
+	fmt.Fprint(cmd.OutOrStdout(), cli.Clean(fmt.Sprintf(format, args...))) //nolint:errcheck // standard output
 }
 
 func readable(path string) error {

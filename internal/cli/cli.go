@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -55,11 +56,23 @@ func RunContext(ctx context.Context, root *cobra.Command) int {
 		text = fmt.Sprintf("cannot run %s: %s", cmd.CommandPath(), text)
 	}
 	w := root.ErrOrStderr()
-	fmt.Fprintf(w, "%s: %s\n", root.Name(), text) //nolint:errcheck // nowhere left to tell
+	fmt.Fprintf(w, "%s: %s\n", root.Name(), Clean(text)) //nolint:errcheck // nowhere left to tell
 	if hint := fault.HintOf(err); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint) //nolint:errcheck // as above
+		fmt.Fprintf(w, "hint: %s\n", Clean(hint)) //nolint:errcheck // as above
 	}
 	return fault.ExitStatus(err)
+}
+
+// Clean takes control characters out of a text before a person's terminal
+// obeys them: a server, a machine or a compiler may have put them there. Line
+// ends and tabs stay.
+func Clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // prepare notes when a command's own code begins, which tells a wrong command

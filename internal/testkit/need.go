@@ -59,6 +59,7 @@ var probes = map[string]func() bool{
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
+	"gcc":         allInPath("gcc", "ld"),
 }
 
 // SignFile is the kernel's own program that signs modules: the one that

@@ -21,6 +21,8 @@ import (
 	"io"
 	"math/big"
 	"regexp"
+	"strings"
+	"unicode"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -146,7 +148,8 @@ func (s KeySet) verifiers() ([]note.Verifier, error) {
 		if err != nil {
 			return nil, fault.New(fault.Untrusted, "", "manifest key %.80q: %w", k, err)
 		}
-		public := k[len(v.Name())+1+8:] // after "name+hash"
+		// After "name+hash"; the decoder of base64 passes over line ends.
+		public := strings.Join(strings.FieldsFunc(k[len(v.Name())+1+8:], unicode.IsSpace), "")
 		if seen[public] {
 			return nil, fault.New(fault.Untrusted, "", "manifest key %s is listed twice", v.Name())
 		}

@@ -4,6 +4,8 @@ package trust_test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -82,6 +84,17 @@ func TestAnchor(t *testing.T) {
 		{"threshold 0", func(a *trust.Anchor) { a.Manifest.Threshold = 0 }, "anchor_malformed"},
 		{"threshold out of reach", func(a *trust.Anchor) { a.Manifest.Threshold = 4 }, "anchor_malformed"},
 		{"one key twice", func(a *trust.Anchor) { a.Manifest.Keys[1] = a.Manifest.Keys[0] }, "anchor_malformed"},
+		{"more keys than anybody has", func(a *trust.Anchor) {
+			for n := range 33 {
+				_, public, err := note.GenerateKey(nil, fmt.Sprint("k", n))
+				check(t, err)
+				a.Manifest.Keys = append(a.Manifest.Keys, public)
+			}
+		}, "anchor_malformed"},
+		{"one key under two names", func(a *trust.Anchor) { a.Manifest.Keys[1] = renamed(t, a.Manifest.Keys[0], "another", "") }, "anchor_malformed"},
+		{"one key under two names, one of them in two lines", func(a *trust.Anchor) {
+			a.Manifest.Keys[1] = renamed(t, a.Manifest.Keys[0], "another", "\n")
+		}, "anchor_malformed"},
 		{"bad key", func(a *trust.Anchor) { a.Manifest.Keys[1] = "x+00000000+AA==" }, "anchor_malformed"},
 		{"no module key", func(a *trust.Anchor) { a.ModuleKeys = nil }, "anchor_malformed"},
 		{"short module key", func(a *trust.Anchor) { a.ModuleKeys[0].Modulus = a.ModuleKeys[0].Modulus[:128] }, "anchor_malformed"},
@@ -108,9 +121,43 @@ func TestAnchor(t *testing.T) {
 	}
 	a, err := p.Anchor().Encode()
 	check(t, err)
-	for _, text := range []string{"", "{}", string(a) + "{}", strings.Replace(string(a), `"format"`, `"more":1,"format"`, 1)} {
+	for _, text := range []string{"", "{}", string(a) + "{}", strings.Replace(string(a), `"format"`, `"more":1,"format"`, 1),
+		strings.Replace(string(a), trust.AnchorFormat, "klatch-trust/2", 1)} {
 		if _, err := trust.ParseAnchor([]byte(text), true); fault.CodeOf(err) != "anchor_malformed" {
 			t.Errorf("%.40q: %v", text, err)
 		}
+	}
+}
+
+// renamed gives the same public key under another name; after is put into the
+// middle of its letters.
+func renamed(t *testing.T, key, name, after string) string {
+	t.Helper()
+	letters := strings.SplitN(key, "+", 3)[2]
+	b, err := base64.StdEncoding.DecodeString(letters)
+	check(t, err)
+	out, err := note.NewEd25519VerifierKey(name, b[1:])
+	check(t, err)
+	return strings.Replace(out, letters, letters[:20]+after+letters[20:], 1)
+}
+
+// Two keys of one name are one holder's until somebody says otherwise.
+func TestKeysOfOneNameCountOnce(t *testing.T) {
+	p, err := signed.NewPublisher("ours")
+	check(t, err)
+	var signers []note.Signer
+	a := p.Anchor()
+	a.Manifest.Keys = nil
+	for range 2 {
+		secret, public, err := note.GenerateKey(nil, "same")
+		check(t, err)
+		s, err := note.NewSigner(secret)
+		check(t, err)
+		signers, a.Manifest.Keys = append(signers, s), append(a.Manifest.Keys, public)
+	}
+	b, err := trust.SignManifest(signed.Manifest(kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, 3, []byte("module")), signers...)
+	check(t, err)
+	if _, err := a.OpenManifest(b); fault.CodeOf(err) != "manifest_threshold" {
+		t.Errorf("got %v", err)
 	}
 }

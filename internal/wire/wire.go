@@ -26,6 +26,10 @@ import (
 // MaxBody limits every body of this package in both directions, in bytes.
 const MaxBody = 256 << 10
 
+// MaxText limits a text for people inside a body, in bytes. A machine shortens
+// what it says; the server refuses what is longer.
+const MaxText = 2000
+
 // MaxQueuedReports limits what a machine keeps while the server is away; the
 // oldest go first, because the newest tells the present state.
 const MaxQueuedReports = 200

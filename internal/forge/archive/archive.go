@@ -107,7 +107,6 @@ Dir::Etc::sourceparts %q;
 Dir::Etc::preferences "/dev/null";
 Dir::Etc::preferencesparts %q;
 Acquire::Languages "none";
-APT::Get::AllowUnauthenticated "false";
 `, dir, a.path("lists"), a.path("status"), a.path("cache"), a.path("sources"), a.path("preferences"))
 	// apt re-creates all of these; a torn one is written again at the next call.
 	for name, content := range map[string]string{"apt.conf": conf, "status": "", "sources/klatch.sources": sources.String()} {
@@ -139,7 +138,13 @@ func (a *Archive) Update(ctx context.Context, force bool) error {
 
 // apt runs one of apt's programs with this state.
 func (a *Archive) apt(ctx context.Context, dir string, argv ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	// The host's settings are read after our file, the command line last.
+	var secure []string
+	for _, o := range []string{"APT::Get::AllowUnauthenticated", "Acquire::AllowInsecureRepositories",
+		"Acquire::AllowDowngradeToInsecureRepositories", "Acquire::AllowWeakRepositories"} {
+		secure = append(secure, "-o", o+"=false")
+	}
+	cmd := exec.CommandContext(ctx, argv[0], append(secure, argv[1:]...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "APT_CONFIG="+a.path("apt.conf"), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 	var out, complaint bytes.Buffer

@@ -185,6 +185,9 @@ func (m Maker) make(ctx context.Context, t Tree, k kernelPackages, e *catalog.En
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
+		if d == t.Dir {
+			continue // vmlinux, against which builds are proved, is not the build user's
+		}
 		if err := sandbox.Own(d); err != nil {
 			return err
 		}

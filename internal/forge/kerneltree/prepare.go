@@ -58,7 +58,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
 	for _, targets := range [][]string{{"prepare", "modules_prepare"}, {"M=" + probeDir, "probe.o"}} {
-		res, err := sandbox.Run(ctx, sandbox.Command{Dir: t.Source(), Env: sandbox.BaseEnv(), Argv: Make(*e, targets...)})
+		res, err := sandbox.Run(ctx, sandbox.Command{Dir: t.Source(), Writable: []string{t.Source()}, Env: sandbox.BaseEnv(), Argv: Make(*e, targets...)})
 		if err != nil {
 			return err
 		}
@@ -140,11 +140,14 @@ func writeSizeProbe(t Tree) error {
 }
 
 func probedSizes(object string) (map[string]int, error) {
-	f, err := elf.Open(object)
+	b, err := durable.ReadFile(object, 4<<20) // of the build user: perhaps a link
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
 	symbols, err := f.Symbols()
 	if err != nil {
 		return nil, fmt.Errorf("symbols of %s: %w", object, err)

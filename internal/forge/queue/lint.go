@@ -4,8 +4,11 @@ package queue
 
 import (
 	"bytes"
+	"fmt"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"klatch/internal/fault"
@@ -15,52 +18,96 @@ import (
 // touches, without their first path element. It refuses what must not reach
 // patch(1): paths that leave the tree, links, binary changes, renames.
 func Lint(diff []byte) ([]string, error) {
+	files, _, err := read(diff)
+	return files, err
+}
+
+var hunkSize = regexp.MustCompile(`^@@ -[0-9]+(?:,([0-9]{1,7}))? \+[0-9]+(?:,([0-9]{1,7}))? @@`)
+
+// read also returns the diff without anything around its hunks: patch(1) would
+// find context diffs, indented ones and ed scripts there, which nobody read.
+func read(diff []byte) (files []string, plain []byte, err error) {
 	bad := func(code fault.Code, format string, args ...any) error {
 		return fault.New(fault.Invalid, code, format, args...)
 	}
 	if len(diff) > maxPatch {
-		return nil, bad("patch_too_large", "diff has %d bytes, limit %d", len(diff), maxPatch)
+		return nil, nil, bad("patch_too_large", "diff has %d bytes, limit %d", len(diff), maxPatch)
 	}
 	if bytes.IndexByte(diff, 0) >= 0 {
-		return nil, bad("patch_binary", "diff holds binary bytes")
+		return nil, nil, bad("patch_binary", "diff holds binary bytes")
 	}
-	var files []string
 	var old string
-	hunks := false
-	for line := range strings.Lines(string(diff)) {
-		line = strings.TrimRight(line, "\r\n")
+	var out bytes.Buffer
+	hunks, oldLeft, newLeft := false, 0, 0
+	for raw := range strings.Lines(string(diff)) {
+		line := strings.TrimRight(raw, "\r\n")
+		if oldLeft > 0 || newLeft > 0 || hunks && strings.HasPrefix(line, "\\ ") {
+			switch first := (line + " ")[0]; first { // an editor may have cut the space of an empty line
+			case ' ':
+				oldLeft, newLeft = oldLeft-1, newLeft-1
+			case '-':
+				oldLeft--
+			case '+':
+				newLeft--
+			case '\\':
+			default:
+				oldLeft = -1
+			}
+			if oldLeft < 0 || newLeft < 0 {
+				return nil, nil, bad("patch_hunk", "hunk is not as long as it says: %.100q", line)
+			}
+			out.WriteString(strings.TrimSuffix(raw, "\n") + "\n")
+			continue
+		}
 		switch {
 		case strings.HasPrefix(line, "GIT binary patch"), strings.HasPrefix(line, "Binary files "):
-			return nil, bad("patch_binary", "diff changes a binary file")
+			return nil, nil, bad("patch_binary", "diff changes a binary file")
 		case strings.HasPrefix(line, "rename "), strings.HasPrefix(line, "copy "),
 			strings.HasPrefix(line, "new file mode 12"), strings.HasPrefix(line, "old mode"), strings.HasPrefix(line, "new mode"):
-			return nil, bad("patch_rename", "diff renames, links or changes modes: %.100q", line)
+			return nil, nil, bad("patch_rename", "diff renames, links or changes modes: %.100q", line)
 		case strings.HasPrefix(line, "--- "):
 			old = fileOf(line[4:])
 		case strings.HasPrefix(line, "+++ ") && old != "":
 			name := fileOf(line[4:])
 			if name == "/dev/null" || old == "/dev/null" {
-				return nil, bad("patch_new_file", "diff adds or removes a file: %.200q", line)
+				return nil, nil, bad("patch_new_file", "diff adds or removes a file: %.200q", line)
 			}
 			rel, ok := inside(name)
 			if oldRel, okOld := inside(old); !ok || !okOld || rel != oldRel {
-				return nil, bad("patch_path", "diff names %.200q and %.200q; want the same path below a/ and b/", old, name)
+				return nil, nil, bad("patch_path", "diff names %.200q and %.200q; want the same path below a/ and b/", old, name)
 			}
 			if !slices.Contains(files, rel) {
 				files = append(files, rel)
 			}
+			fmt.Fprintf(&out, "--- a/%s\n+++ b/%s\n", rel, rel)
 			old = ""
 		case strings.HasPrefix(line, "@@ "):
-			hunks = true
+			size := hunkSize.FindStringSubmatch(line)
+			if size == nil || len(files) == 0 {
+				return nil, nil, bad("patch_hunk", "hunk without size or file: %.100q", line)
+			}
+			hunks, oldLeft, newLeft = true, count(size[1]), count(size[2])
+			out.WriteString(line + "\n")
 		}
 	}
 	switch {
 	case len(files) == 0 || !hunks:
-		return nil, bad("patch_empty", "no unified diff found")
+		return nil, nil, bad("patch_empty", "no unified diff found")
+	case oldLeft > 0 || newLeft > 0:
+		return nil, nil, bad("patch_hunk", "the last hunk is not as long as it says")
 	case len(files) > maxFiles:
-		return nil, bad("patch_too_large", "diff touches %d files, limit %d", len(files), maxFiles)
+		return nil, nil, bad("patch_too_large", "diff touches %d files, limit %d", len(files), maxFiles)
 	}
-	return files, nil
+	return files, out.Bytes(), nil
+}
+
+// count is a hunk's number of lines, 1 where it is not said.
+func count(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return 1
+	}
+	return n
 }
 
 // fileOf takes the name out of a "---" or "+++" line: up to a tab, as GNU

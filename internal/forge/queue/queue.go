@@ -33,8 +33,8 @@ const (
 type Patch struct {
 	Name   string // file name without ".patch"
 	Fixes  []cve.ID
-	Origin string // where the change comes from, for people
-	Diff   []byte
+	Origin string   // where the change comes from, for people
+	Diff   []byte   // as List gives it, nothing but heads and hunks
 	Files  []string // touched, relative to the source tree
 }
 
@@ -207,9 +207,8 @@ func decode(name string, b []byte) (Patch, error) {
 			p.Origin = value
 		}
 	}
-	p.Diff = diff
 	var err error
-	if p.Files, err = Lint(diff); err != nil {
+	if p.Files, p.Diff, err = read(diff); err != nil {
 		return p, fmt.Errorf("source patch %s: %w", name, err)
 	}
 	if len(p.Fixes) == 0 {

@@ -3,8 +3,10 @@
 package queue
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,6 +77,11 @@ func TestForeignDiffsAreRefused(t *testing.T) {
 		{"git folder", "--- a/.git/hooks/x\n+++ b/.git/hooks/x\n@@ -1 +1 @@\n-a\n+b\n", "patch_path"},
 		{"too many files", many.String(), "patch_too_large"},
 		{"too long", strings.Repeat("x", maxPatch+1), "patch_too_large"},
+		{"a hunk with a strange line", "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,2 @@\n-a\n+b\nx\n", "patch_hunk"},
+		{"a hunk with one line too many taken away", "--- a/x.c\n+++ b/x.c\n@@ -1 +1,2 @@\n-a\n-b\n+c\n", "patch_hunk"},
+		{"a hunk that ends early", "--- a/x.c\n+++ b/x.c\n@@ -1,9 +1,9 @@\n-a\n+b\n", "patch_hunk"},
+		{"a hunk of no file", "@@ -1 +1 @@\n-a\n+b\n--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n-a\n+b\n", "patch_hunk"},
+		{"a head that is none", "--- a/x.c\n+++ b/x.c\n@@ -1,99999999 +1 @@\n-a\n+b\n", "patch_hunk"},
 		{"no diff at all", "hello\n", "patch_empty"},
 		{"head without a hunk", "--- a/x.c\n+++ b/x.c\n", "patch_empty"},
 	} {
@@ -92,6 +99,48 @@ func TestForeignDiffsAreRefused(t *testing.T) {
 			}
 			if _, err := os.Stat(filepath.Join(q.dir, "x.patch")); err == nil {
 				t.Error("the queue kept a file of it")
+			}
+		})
+	}
+}
+
+// What patch(1) is given holds nothing that it could read otherwise than Lint:
+// it takes context diffs, ed scripts and indented diffs too, also amid mail.
+func TestOnlyWhatWasReadReachesPatch(t *testing.T) {
+	for name, hidden := range map[string]string{
+		"a context diff":        "*** a/Makefile\n--- b/Makefile\n***************\n*** 1 ****\n! a\n--- 1 ----\n! b\n",
+		"an indented diff":      "  --- a/Makefile\n  +++ b/Makefile\n  @@ -1 +1 @@\n  -a\n  +b\n",
+		"a diff with an index":  "Index: b/Makefile\n@@ -1 +1 @@\n-a\n+b\n",
+		"an ed script":          "Index: b/Makefile\n1c\nb\n.\n",
+		"a hunk longer than it": "@@ -9 +9 @@\n-a\n+b\n--- a/Makefile\t\n +++ b/Makefile\n@@ -1 +1 @@\n-a\n+b\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for f, content := range map[string]string{"Makefile": "a\n", "x.c": "one\nthree\n3\n4\n5\n6\n7\n8\na\n"} {
+				if err := os.WriteFile(filepath.Join(dir, f), []byte(content), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			good := strings.ReplaceAll(goodDiff, "net/unix/af_unix.c", "x.c")
+			for _, diff := range []string{hidden + good, good + hidden} {
+				p := Patch{Name: "p", Fixes: []cve.ID{"CVE-2026-0001"}, Diff: []byte(diff)}
+				q := Open(t.TempDir(), "s")
+				if err := q.Add(p); err != nil {
+					continue // refused: as good
+				}
+				ps, err := q.List()
+				if err != nil {
+					t.Fatal(err)
+				}
+				cmd := exec.Command("patch", "-p1", "--batch", "--forward", "--dry-run", "-d", dir)
+				cmd.Stdin = bytes.NewReader(ps[0].Diff)
+				out, _ := cmd.CombinedOutput()
+				if strings.Contains(string(out), "Makefile") {
+					t.Errorf("files %v, but patch says: %s", ps[0].Files, out)
+				}
+				if !strings.Contains(string(out), "x.c") {
+					t.Errorf("the good part is lost: %s", out)
+				}
 			}
 		})
 	}

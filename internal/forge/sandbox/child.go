@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // setupFailed and setupMark tell a sandbox that could not be made from a
@@ -19,12 +22,17 @@ const (
 
 type spec struct {
 	Tree, Upper, Work, Dir string
+	Writable               []string
 	Argv                   []string
 	Drop                   bool
 }
 
+// private is the folder that each program has for itself: for temporary files,
+// and empty otherwise, so that no socket of the host's services is in reach.
+const private = "/run"
+
 func (c Command) spec() spec {
-	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Argv: c.Argv, Drop: os.Getuid() == 0}
+	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Writable: c.Writable, Argv: c.Argv, Drop: os.Getuid() == 0}
 }
 
 // Child turns this process into the program of a sandbox if it was started as
@@ -43,6 +51,7 @@ func enter(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &s); err != nil {
 		return err
 	}
+	runtime.LockOSThread() // some of what follows is of one thread, and that one executes the program
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -55,13 +64,11 @@ func enter(arg string) error {
 	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NODEV|syscall.MS_NOSUID|syscall.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount own process table: %w", err)
 	}
-	for _, l := range []struct {
-		what  int
-		limit uint64
-	}{{syscall.RLIMIT_FSIZE, maxFileBytes}, {syscall.RLIMIT_AS, maxMemory}, {syscall.RLIMIT_CORE, 0}} {
-		if err := syscall.Setrlimit(l.what, &syscall.Rlimit{Cur: l.limit, Max: l.limit}); err != nil {
-			return fmt.Errorf("limit resource %d: %w", l.what, err)
-		}
+	if err := s.readOnly(); err != nil {
+		return err
+	}
+	if err := s.limit(); err != nil {
+		return err
 	}
 	if s.Drop {
 		if err := syscall.Setgroups(nil); err != nil {
@@ -81,5 +88,60 @@ func enter(arg string) error {
 	if err != nil {
 		return err
 	}
-	return syscall.Exec(program, s.Argv, os.Environ())
+	return syscall.Exec(program, s.Argv, append(os.Environ(), "TMPDIR="+private))
+}
+
+// readOnly takes away the right to write anywhere but in the tree and in the
+// folders that the caller named. All builds have one user, who owns every tree
+// and the unpacked tools: without this, one bad build could change the next.
+func (s spec) readOnly() error {
+	writable := append([]string{private}, s.Writable...)
+	if err := syscall.Mount("tmpfs", private, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, "mode=1777,size="+maxTemp); err != nil {
+		return fmt.Errorf("mount own temporary folder: %w", err)
+	}
+	for _, w := range s.Writable {
+		if err := syscall.Mount(w, w, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+			return fmt.Errorf("make %s a mount: %w", w, err)
+		}
+	}
+	if s.Tree != "" {
+		writable = append(writable, s.Tree) // a mount already
+	}
+	set := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &set); err != nil {
+		return fmt.Errorf("make the file system read only: %w", err)
+	}
+	clr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	for _, w := range writable {
+		if err := unix.MountSetattr(unix.AT_FDCWD, w, unix.AT_SYMLINK_NOFOLLOW, &clr); err != nil {
+			return fmt.Errorf("make %s writable: %w", w, err)
+		}
+	}
+	return nil
+}
+
+// limit sets resource limits and closes the ways to more rights: programs with
+// set-user-id, capabilities of a user namespace, descriptors left open.
+func (s spec) limit() error {
+	limits := map[int]uint64{unix.RLIMIT_FSIZE: maxFileBytes, unix.RLIMIT_AS: maxMemory, unix.RLIMIT_CORE: 0}
+	if s.Drop { // the kernel counts by user; without root that is all of the caller's
+		limits[unix.RLIMIT_NPROC] = maxProcesses
+	}
+	for what, n := range limits {
+		if err := syscall.Setrlimit(what, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+			return fmt.Errorf("limit resource %d: %w", what, err)
+		}
+	}
+	for c := 0; c <= unix.CAP_LAST_CAP; c++ {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && err != unix.EINVAL { //nolint:errorlint // a bare errno; an older kernel has fewer
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	return nil
 }

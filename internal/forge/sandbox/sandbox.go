@@ -3,7 +3,9 @@
 // Package sandbox runs the programs of a build: foreign makefiles, compilers
 // and differs. They get no network, no keys, their own process table, a user
 // of their own and limits; the kernel tree they work on stays untouched,
-// because all writes go to a scratch folder laid over it.
+// because all writes go to a scratch folder laid over it. All else is read
+// only. Without root there is no other user: then a build can read whatever
+// the caller can, keys too, so keep keys on another host.
 //
 // How: Run starts this program again under the name Argv0 in new mount,
 // network, process and IPC namespaces (as root; else in a user namespace
@@ -46,6 +48,8 @@ const (
 	maxFileBytes = 4 << 30
 	maxMemory    = 8 << 30
 	maxOutput    = 4 << 20
+	maxProcesses = 4096
+	maxTemp      = "4g" // of memory, for temporary files
 	killGrace    = 5 * time.Second
 )
 
@@ -57,10 +61,13 @@ type Command struct {
 	// Scratch takes what the program writes into Tree; it survives, so that a
 	// later command sees it.
 	Scratch string
-	Dir     string   // working folder, seen from inside
-	Argv    []string // program by absolute path or found in PATH
-	Env     []string // the whole environment
-	Stdin   io.Reader
+	// Writable lists folders besides Tree that the program may write to.
+	// Everything else is read only for it, whoever owns it.
+	Writable []string
+	Dir      string   // working folder, seen from inside
+	Argv     []string // program by absolute path or found in PATH
+	Env      []string // the whole environment; nil means BaseEnv
+	Stdin    io.Reader
 }
 
 // BaseEnv is the environment of every build: nothing of the caller's but the
@@ -95,7 +102,9 @@ func Run(ctx context.Context, c Command) (Result, error) {
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Args = []string{Argv0, string(spec)}
-	cmd.Env = c.Env
+	if cmd.Env = c.Env; cmd.Env == nil { // never the caller's own
+		cmd.Env = BaseEnv()
+	}
 	cmd.Stdin = c.Stdin
 	out := &tail{limit: maxOutput}
 	cmd.Stdout, cmd.Stderr = out, out

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -110,5 +112,67 @@ func TestExitStatusIsTheProgramsOwn(t *testing.T) {
 	res, err := Run(t.Context(), command(t, "echo why >&2; exit 7"))
 	if err != nil || res.Exit != 7 || string(res.Output) != "why\n" {
 		t.Errorf("exit %d, output %q, %v", res.Exit, res.Output, err)
+	}
+}
+
+// What the build user owns outside of the tree belongs to other builds: their
+// trees, their scratch folders, the unpacked tools.
+func TestOtherBuildsStayUntouched(t *testing.T) {
+	c := command(t, "")
+	other := filepath.Join(filepath.Dir(c.Tree), "other")
+	mine := filepath.Join(filepath.Dir(c.Tree), "mine")
+	for _, d := range []string{other, mine} {
+		if err := errors.Join(os.Mkdir(d, 0o755), Own(d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Writable = []string{mine}
+	c.Argv = []string{"sh", "-c", "echo x > " + other + "/x; echo x > " + c.Scratch + "/upper/x; echo x > /var/tmp/klatch-x; " +
+		"echo x > " + mine + "/x && echo x > $TMPDIR/x && echo x > tree && echo x > /dev/null && echo done"}
+	res, err := Run(t.Context(), c)
+	if err != nil || !strings.HasSuffix(string(res.Output), "done\n") {
+		t.Errorf("cannot write where it must: exit %d, %v: %s", res.Exit, err, res.Output)
+	}
+	for _, f := range []string{other + "/x", c.Scratch + "/upper/x", "/var/tmp/klatch-x"} {
+		if _, err := os.Lstat(f); err == nil {
+			t.Errorf("a build wrote %s", f)
+			os.Remove(f)
+		}
+	}
+	if _, err := os.Lstat(mine + "/x"); err != nil {
+		t.Errorf("the folder named as writable has nothing: %v", err)
+	}
+}
+
+func TestNoWayToMoreRights(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETFD, 0); err != nil { // as a descriptor that the caller's shell left open
+		t.Fatal(err)
+	}
+	c := command(t, `
+		grep -E '^(NoNewPrivs|CapBnd):' /proc/self/status
+		echo "run: $(ls -A /run | wc -l)"
+		echo "umount: $(umount "$PWD" 2>/dev/null && echo worked)"
+		ls /proc/self/fd | tr '\n' ' '`)
+	c.Env = nil
+	t.Setenv("KLATCH_SECRET", "x")
+	c.Argv[2] += "; env"
+	res, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := string(res.Output)
+	for _, want := range []string{"NoNewPrivs:\t1\n", "CapBnd:\t0000000000000000\n", "run: 0\n", "umount: \n", "0 1 2 3 "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("want %q in:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "KLATCH_SECRET") {
+		t.Errorf("the caller's environment leaks:\n%s", out)
 	}
 }

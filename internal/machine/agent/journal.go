@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"klatch/internal/cve"
@@ -237,12 +238,13 @@ func (a *Agent) note(n ...note) error {
 
 func tail[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
 
-// clip bounds a report's text, which may hold foreign words; a report must
-// stay far below wire.MaxBody.
+// clip bounds a text that may hold foreign words, such as the names of tasks:
+// the server refuses a longer one, and with it the check or the report.
 func clip(s string) string {
-	const most = 8 << 10
-	if len(s) > most {
-		return s[:most] + " …"
+	const more = " …"
+	s = strings.ToValidUTF8(s, "?") // a byte that is none would grow on the way
+	if len(s) > wire.MaxText {
+		s = strings.ToValidUTF8(s[:wire.MaxText-len(more)], "") + more
 	}
 	return s
 }

@@ -65,6 +65,12 @@ func TestOffersThatAreRefused(t *testing.T) {
 			w.pub.Put(target, b)
 			return target, 8
 		}},
+		{"the right sequence under a name that is not its own", "wrong_target", func(w *world) (string, livepatch.Sequence) {
+			_, b := w.pub.Livepatch(w.machine.Kernel, 5)
+			target := "debian-12/amd64/6.1.0-51-cloud-amd64/klatch_5.lpb"
+			w.pub.Put(target, b)
+			return target, 5
+		}},
 		{"lower than what runs", "sequence_lower", func(w *world) (string, livepatch.Sequence) {
 			return w.pub.Publish(w.machine.Kernel, 1), 1
 		}},

@@ -122,7 +122,7 @@ func describe(in inputs) wire.State {
 	if next == "" {
 		next = States[slices.IndexFunc(States, func(m Meaning) bool { return m.Word == word })].Next
 	}
-	s.State, s.Reason, s.Text, s.NextStep = word, reason, text, next
+	s.State, s.Reason, s.Text, s.NextStep = word, reason, clip(text), clip(next)
 	return s
 }
 

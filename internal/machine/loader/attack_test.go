@@ -308,13 +308,13 @@ func attackMachine(t *testing.T) {
 	t.Run("L/wrong peer", func(t *testing.T) {
 		testkit.Need(t, "root")
 		r := newRig(t)
-		before := r.snapshot()
 		err := asUID(65534, func() error {
 			_, err := r.client.Status(t.Context())
 			return err
 		})
 		wantCode(t, err, fault.Denied, "not_allowed")
-		r.loader.Daemon = 65534
+		r = newRig(t, func(r *rig) { r.loader.Daemon = 65534 })
+		before := r.snapshot()
 		err = asUID(65534, func() error {
 			_, err := r.client.Disable(t.Context())
 			return err

@@ -48,7 +48,8 @@ type Loader struct {
 	Etc     string // folder of trust.json, allow-lab-keys, off
 	Daemon  uint32 // uid of klatchd; root may always ask
 	Log     *slog.Logger
-	Overdue func() // called when a request passed its time limit; ends the process
+	Overdue func()        // called when a request passed its time limit; ends the process
+	Limit   time.Duration // of one request; 0 means loaderapi.WorkLimit
 }
 
 // session is one request under the lock: what the kernel and the journal say.

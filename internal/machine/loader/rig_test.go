@@ -55,7 +55,7 @@ type rig struct {
 	boots  int
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, changes ...func(*rig)) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "klatch-loader-")
 	if err != nil {
@@ -75,6 +75,9 @@ func newRig(t *testing.T) *rig {
 		Kernel: k, State: filepath.Join(dir, "state"), Etc: filepath.Join(dir, "etc"),
 		Daemon: uint32(os.Getuid()), Log: slog.New(slog.DiscardHandler),
 		Overdue: func() { t.Error("request passed its time limit") },
+	}
+	for _, change := range changes { // before anybody asks
+		change(r)
 	}
 	r.serve()
 	r.client = loaderclient.Dial(r.socket)

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"os"
@@ -24,7 +25,7 @@ func (l *Loader) Serve(on *loaderapi.Listener, idle time.Duration) error {
 		if err != nil {
 			return err
 		}
-		limit := time.AfterFunc(loaderapi.WorkLimit, l.Overdue)
+		limit := time.AfterFunc(cmp.Or(l.Limit, loaderapi.WorkLimit), l.Overdue)
 		l.handle(c)
 		limit.Stop()
 	}

@@ -140,7 +140,7 @@ func Serve(ctx context.Context, l net.Listener, d Daemon, log *slog.Logger) erro
 		_ = s.Close()
 	})
 	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(&limited{Listener: l, open: map[uint32]int{}}); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
@@ -151,6 +151,9 @@ const nobody = 65534
 
 // peer asks the kernel who connected.
 func peer(c net.Conn) uint32 {
+	if counted, ok := c.(*counted); ok {
+		return counted.uid
+	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return nobody

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"klatch/internal/fault"
 	"klatch/internal/machine/agent"
@@ -140,6 +141,82 @@ func TestClientAndServer(t *testing.T) {
 	d.err = errors.New("boom")
 	if _, err = c.Check(t.Context()); fault.KindOf(err) != fault.Internal {
 		t.Errorf("a broken daemon: %v", err)
+	}
+}
+
+// One user's connections do not keep the others from the daemon, nor grow
+// without end.
+func TestOneUserHasFewConnections(t *testing.T) {
+	dir := t.TempDir()
+	inner, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &limited{Listener: fakePeers{inner}, open: map[uint32]int{}}
+	defer l.Close() //nolint:errcheck // test
+	accepted := make(chan net.Conn, 3*maxConnections)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func(n int) {
+		for range n {
+			c, err := net.Dial("unix", filepath.Join(dir, "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.Close() })
+		}
+	}
+	dial(maxConnections + 5)
+	var held []net.Conn
+	for range maxConnections {
+		held = append(held, <-accepted)
+	}
+	select {
+	case <-accepted:
+		t.Error("one connection more than allowed")
+	case <-time.After(100 * time.Millisecond):
+	}
+	_ = held[0].Close()
+	_ = held[0].Close() // twice counts once
+	dial(2)
+	select {
+	case <-accepted:
+	case <-time.After(5 * time.Second):
+		t.Error("a place that was given up is not taken again")
+	}
+	select {
+	case <-accepted:
+		t.Error("one place was given up, two were taken")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+// fakePeers makes every connection that of one user.
+type fakePeers struct{ net.Listener }
+
+func (f fakePeers) Accept() (net.Conn, error) {
+	c, err := f.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &counted{Conn: c, uid: 1000, end: func() {}}, nil
+}
+
+func TestALongRequestIsRefused(t *testing.T) {
+	d := &daemon{}
+	w := httptest.NewRecorder()
+	q := httptest.NewRequest(http.MethodPost, "/v1/enroll", strings.NewReader(`{"server":"https://s","token":"`+strings.Repeat("t", maxRequest)+`"}`))
+	Handler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, q.WithContext(context.WithValue(t.Context(), peerKey{}, uint32(0))))
+	if w.Code != http.StatusBadRequest || d.changes > 0 {
+		t.Errorf("status %d, %d changes", w.Code, d.changes)
 	}
 }
 

@@ -24,7 +24,6 @@ import (
 const (
 	maxHostname = 253 // RFC 1035
 	maxWord     = 64
-	maxText     = 2000
 	maxFixes    = 10_000
 )
 
@@ -69,7 +68,7 @@ func (i *Ingester) Report(ctx context.Context, machineID string, r wire.Report) 
 	if !slices.Contains(events, r.Event) {
 		return bad("event %.80q is not known", r.Event)
 	}
-	if len(r.Text) > maxText || len(r.Fixes) > maxFixes || r.Took < 0 || (r.Code != "" && !word.MatchString(string(r.Code))) {
+	if len(r.Text) > wire.MaxText || len(r.Fixes) > maxFixes || r.Took < 0 || (r.Code != "" && !word.MatchString(string(r.Code))) {
 		return bad("text, fixes, took_ms or code out of range")
 	}
 	if err := ValidFacts(r.Facts); err != nil {
@@ -119,7 +118,7 @@ func ValidFacts(f wire.Facts) error {
 
 func validState(s wire.State) error {
 	if len(s.State) > maxWord || len(s.Reason) > maxWord || len(s.Phase) > maxWord || len(s.Advice) > maxWord ||
-		len(s.Text) > maxText || len(s.NextStep) > maxText || len(s.Fixes) > maxFixes || len(s.Reasons) > maxWord {
+		len(s.Text) > wire.MaxText || len(s.NextStep) > wire.MaxText || len(s.Fixes) > maxFixes || len(s.Reasons) > maxWord {
 		return bad("a member of state is too long")
 	}
 	return nil

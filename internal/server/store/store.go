@@ -95,7 +95,8 @@ type StoredReport struct {
 type Reports interface {
 	// AddReport stores a report once per machine and key, and the sighting
 	// with it; fresh says whether this was the first time. A repetition
-	// changes nothing but the time of the last contact.
+	// changes nothing but the time of the last contact. Of each machine only
+	// the newest MaxReports are kept: one machine cannot fill the disk.
 	AddReport(ctx context.Context, s Sighting, r wire.Report) (fresh bool, err error)
 	// Reports lists newest first, before the id given (0: from the newest),
 	// limit at most; of one machine, or of all if it is empty.
@@ -108,6 +109,10 @@ type Store interface {
 	Tokens
 	Reports
 }
+
+// MaxReports is how many reports of one machine are kept: months of an honest
+// one's.
+const MaxReports = 200
 
 // Clamp brings a caller's limit into range.
 func Clamp(limit int) int {

@@ -257,6 +257,9 @@ func (k *Kernel) compareAt(f function, c symbol) (int, string) {
 		if known && !ok {
 			return 0, fmt.Sprintf("at +%#x the kernel does not refer to %s", r.off, r.symbol)
 		}
+		if !known && r.symbol != "" { // the kernel cannot refer to what it does not have
+			return 0, fmt.Sprintf("at +%#x it refers to %s, which the kernel does not have", r.off, r.symbol)
+		}
 		if known {
 			named++
 		}

@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,6 +22,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/sandbox"
+	"klatch/internal/livepatch"
 )
 
 // environment looks for what differs from the distribution's build. It is no
@@ -30,13 +30,17 @@ import (
 func (j *job) environment(ctx context.Context, _ []object) error {
 	e := j.plan.Kernel
 	m := &j.result.Match
-	out, err := exec.CommandContext(ctx, e.CC, "--version").Output()
+	res, err := j.run(ctx, sandbox.Command{Argv: []string{e.CC, "--version"}})
+	if err == nil && res.Exit != 0 {
+		err = fmt.Errorf("exit status %d: %s", res.Exit, shorten(res.Output))
+	}
 	if err != nil {
 		return fault.New(fault.Internal, "no_compiler", "compiler %s of kernel %s: %w", e.CC, e.Release, err).
 			WithHint("apt-get install %s", e.CC)
 	}
 	// "gcc-12 (Debian 12.2.0-14) 12.2.0"; the first word is how it was called.
-	have, _, _ := strings.Cut(string(out), "\n")
+	have, _, _ := strings.Cut(string(res.Output), "\n")
+	j.compiler = have
 	if cutFirst(have) != cutFirst(e.Compiler) {
 		m.Environment = append(m.Environment, match.Setting{Aspect: "compiler", Want: e.Compiler, Have: have})
 	}
@@ -191,7 +195,7 @@ func (j *job) extract(ctx context.Context, objects []object) error {
 	}
 	for i, o := range objects {
 		out := j.diffFile(o)
-		res, err := j.run(ctx, sandbox.Command{Env: env, Argv: []string{j.Tools.program("create-diff-object"),
+		res, err := j.run(ctx, sandbox.Command{Env: env, Writable: []string{j.file("diff")}, Argv: []string{j.Tools.program("create-diff-object"),
 			j.file(filepath.Join("original", o.name())), j.file(filepath.Join("patched", o.name())),
 			"vmlinux", j.tree.Symbols(), filepath.Join(j.tree.Source(), "Module.symvers"),
 			j.plan.Sequence.ModuleName(), out}})
@@ -209,7 +213,11 @@ func (j *job) extract(ctx context.Context, objects []object) error {
 			j.refuseDiffer(o, res.Output)
 			continue
 		}
-		if objects[i].changed, err = replacedFunctions(out); err != nil {
+		diff, err := durable.ReadFile(out, livepatch.MaxModule) // of the build user: perhaps a link, or without end
+		if err != nil {
+			return err
+		}
+		if objects[i].changed, err = replacedFunctions(diff); err != nil {
 			return err
 		}
 		if len(objects[i].changed) == 0 {
@@ -275,22 +283,25 @@ func (j *job) refuseDiffer(o object, said []byte) {
 	j.refuse(r)
 }
 
-// replacedFunctions reads which functions a differ's output replaces: each has
-// a struct kpatch_patch_func in section .kpatch.funcs, whose first relocation
-// is the new function (kpatch-patch.h).
-func replacedFunctions(file string) ([]string, error) {
-	f, err := elf.Open(file)
+// replacedFunctions reads which functions a differ's output, or the module made
+// of it, replaces: each has a struct kpatch_patch_func in section
+// .kpatch.funcs, whose first relocation is the new function (kpatch-patch.h).
+// One that cannot be named is an error: nobody could prove it.
+func replacedFunctions(object []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(object))
 	if err != nil {
 		return nil, fmt.Errorf("read the differ's output: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
 	symbols, err := f.Symbols()
 	if err != nil {
 		return nil, fmt.Errorf("read symbols of the differ's output: %w", err)
 	}
-	rela := f.Section(".rela.kpatch.funcs")
-	if rela == nil {
+	rela, funcs := f.Section(".rela.kpatch.funcs"), f.Section(".kpatch.funcs")
+	if rela == nil && funcs == nil {
 		return nil, nil
+	}
+	if rela == nil || funcs == nil {
+		return nil, fault.New(fault.Internal, "bad_module", "the differ's output has half of its list of functions")
 	}
 	data, err := rela.Data()
 	if err != nil {
@@ -310,6 +321,9 @@ func replacedFunctions(file string) ([]string, error) {
 			name = strings.TrimPrefix(f.Sections[s.Section].Name, ".text.")
 		}
 		names = append(names, name)
+	}
+	if uint64(len(names))*funcSize != funcs.Size {
+		return nil, fault.New(fault.Internal, "bad_module", "the differ's output replaces %d functions, %d of them with a name", funcs.Size/funcSize, len(names))
 	}
 	return names, nil
 }

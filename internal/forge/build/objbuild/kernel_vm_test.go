@@ -30,11 +30,6 @@ import (
 	"klatch/internal/testkit/kerneltest"
 )
 
-func TestMain(m *testing.M) {
-	sandbox.Child()
-	os.Exit(m.Run())
-}
-
 // edit makes a source patch by changing a file of the real tree while the test
 // runs: no kernel code is in this repository.
 func edit(t *testing.T, k kerneltest.Kernel, file string, change func(string) string) queue.Patch {

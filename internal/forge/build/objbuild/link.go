@@ -3,10 +3,12 @@
 package objbuild
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	_ "embed" // the glue source
 	"fmt"
-	"os"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -77,15 +79,9 @@ func (j *job) link(ctx context.Context, objects []object) error {
 }
 
 // fillModuleDir puts the parts of the module into the tree, below the scratch
-// folder.
+// folder. The build user does it: the scratch folder is its own, and root
+// would follow the links that a bad build left there.
 func (j *job) fillModuleDir(ctx context.Context, objects []object, name string) error {
-	dir := j.upper(moduleDir)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := sandbox.Own(dir); err != nil {
-		return err
-	}
 	parts := map[string][]byte{"klatch-info.c": glue, ".output.o.cmd": nil}
 	for _, t := range []string{"kpatch.h", "kpatch-patch.h", "kpatch-macros.h", "kpatch-syscall.h", "kpatch-patch-hook.c",
 		"livepatch-patch-hook.c", "patch-hook.c", "kpatch.lds.S"} {
@@ -108,23 +104,43 @@ $(obj)/%[1]s.o: $(src)/kpatch.lds
 ccflags-y += -DKLP_REPLACE_ENABLE=true
 CFLAGS_klatch-info.o += -DKLATCH_FIXES='"%[2]s"' -DKLATCH_BUILD_ID='"%[3]s"' -DKLATCH_SEQUENCE='"%[4]d"'
 `, name, strings.Join(fixes, ","), j.plan.Kernel.BuildID, j.plan.Sequence)
-	for n, b := range parts {
-		if err := os.WriteFile(filepath.Join(dir, n), b, 0o644); err != nil { //nolint:forbidigo // scratch
-			return err
-		}
-	}
-	argv := []string{"ld", "-r", "-o", filepath.Join(moduleDir, "output.o")}
-	for _, o := range objects {
-		argv = append(argv, j.diffFile(o))
-	}
-	res, err := j.run(ctx, sandbox.Command{Argv: argv})
+	packed, err := pack(parts)
 	if err != nil {
 		return err
 	}
-	if res.Exit != 0 {
-		return fault.New(fault.Internal, "link", "join the changed functions: %s", shorten(res.Output))
+	ld := []string{"ld", "-r", "-o", filepath.Join(moduleDir, "output.o")}
+	for _, o := range objects {
+		ld = append(ld, j.diffFile(o))
+	}
+	for _, c := range []sandbox.Command{
+		{Argv: []string{"tar", "-x", "-f", "-", "--no-same-owner"}, Stdin: bytes.NewReader(packed)},
+		{Argv: ld},
+	} {
+		res, err := j.run(ctx, c)
+		if err != nil {
+			return err
+		}
+		if res.Exit != 0 {
+			return fault.New(fault.Internal, "link", "%s the parts of the module: %s", c.Argv[0], shorten(res.Output))
+		}
 	}
 	return nil
+}
+
+// pack makes a tar archive of the module's folder.
+func pack(parts map[string][]byte) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, n := range slices.Sorted(maps.Keys(parts)) {
+		if err := w.WriteHeader(&tar.Header{Name: moduleDir + "/" + n, Mode: 0o644, Size: int64(len(parts[n]))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(parts[n]); err != nil {
+			return nil, err
+		}
+	}
+	err := w.Close()
+	return b.Bytes(), err
 }
 
 // inspect checks the finished module before anybody signs it.
@@ -147,6 +163,20 @@ func (j *job) inspect(module []byte, name string) error {
 	}
 	if len(info["vermagic"]) != 1 || !strings.HasPrefix(info["vermagic"][0], string(j.plan.Kernel.Release)+" ") {
 		return fault.New(fault.Internal, "bad_module", "module %s has vermagic %q, want %s", name, info["vermagic"], j.plan.Kernel.Release)
+	}
+	// What was proved must be what was linked.
+	names, err := replacedFunctions(module)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	var proved []string
+	for _, f := range j.result.Match.Replaced {
+		proved = append(proved, f.Function)
+	}
+	slices.Sort(proved)
+	if !slices.Equal(names, proved) {
+		return fault.New(fault.Internal, "bad_module", "module %s replaces %q, proved were %q", name, names, proved)
 	}
 	if d := info["depends"]; len(d) > 1 || len(d) == 1 && d[0] != "" {
 		return fault.New(fault.Internal, "bad_module", "module %s depends on %q", name, d)

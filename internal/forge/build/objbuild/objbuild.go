@@ -24,7 +24,6 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/forge/archive"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/compose"
@@ -55,13 +54,14 @@ const (
 // job is one build on its way.
 type job struct {
 	Driver
-	plan    compose.Plan
-	tree    kerneltree.Tree
-	dir     string // result folder
-	scratch string
-	clock   *build.Clock
-	kernel  *match.Kernel
-	result  build.Result
+	plan     compose.Plan
+	tree     kerneltree.Tree
+	dir      string // result folder
+	scratch  string
+	clock    *build.Clock
+	kernel   *match.Kernel
+	result   build.Result
+	compiler string // what it calls itself now
 }
 
 // Build implements build.Builder.
@@ -233,7 +233,7 @@ func (j *job) compileOriginal(ctx context.Context, objects []object) error {
 	for _, v := range []struct{ flags, into string }{{flagsAsShipped, "shipped"}, {flagsForDiff, "original"}} {
 		var missing []object
 		for _, o := range objects {
-			b, err := os.ReadFile(j.cached(o, v.flags))
+			b, err := durable.ReadFile(j.cached(o, v.flags), livepatch.MaxModule)
 			if err != nil {
 				missing = append(missing, o)
 				continue
@@ -271,12 +271,13 @@ func (j *job) compileOriginal(ctx context.Context, objects []object) error {
 // that it depends on.
 func (j *job) cached(o object, flags string) string {
 	e := j.plan.Kernel
-	config, err := archive.FileSHA256(filepath.Join(j.tree.Source(), ".config"))
+	config, err := durable.ReadFile(filepath.Join(j.tree.Source(), ".config"), 4<<20)
 	if err != nil {
-		config = "unreadable"
+		config = nil // the compilation will say why
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{"objbuild/1", string(e.Release), e.SourceV, e.BuildID.String(),
-		config, e.CC, e.ExtraCFlags, flags, o.source}, "\x00")))
+	digest := sha256.Sum256(config)
+	sum := sha256.Sum256([]byte(strings.Join([]string{"objbuild/2", string(e.Release), e.SourceV, e.BuildID.String(),
+		hex.EncodeToString(digest[:]), e.CC, j.compiler, e.ExtraCFlags, flags, o.source}, "\x00")))
 	return filepath.Join(j.Cache, "objects", hex.EncodeToString(sum[:])+".o")
 }
 
@@ -297,7 +298,7 @@ func (j *job) applyAndCompile(ctx context.Context, objects []object) error {
 	done := j.clock.Step("compile_patched", fmt.Sprintf("apply %d source patch(es), compile again", len(j.plan.Patches)))
 	for _, p := range j.plan.Patches {
 		res, err := j.run(ctx, sandbox.Command{Stdin: bytes.NewReader(p.Diff),
-			Argv: []string{"patch", "-p1", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"}})
+			Argv: []string{"patch", "-p1", "--unified", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"}})
 		if err != nil {
 			return err
 		}

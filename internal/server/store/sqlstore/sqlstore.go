@@ -282,6 +282,9 @@ func (d *DB) AddReport(ctx context.Context, s store.Sighting, r wire.Report) (fr
 		}
 		if fresh = n == 1; !fresh {
 			s.StateAt = time.UnixMilli(-1) // before any state: only the contact counts
+		} else if _, err := tx.ExecContext(ctx, `DELETE FROM reports WHERE machine_id = $1 AND report_id <= (
+			SELECT report_id FROM reports WHERE machine_id = $1 ORDER BY report_id DESC LIMIT 1 OFFSET $2)`, s.MachineID, store.MaxReports); err != nil {
+			return err
 		}
 		return see(ctx, tx, s)
 	})

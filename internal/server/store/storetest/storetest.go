@@ -46,6 +46,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"a report counts once":                              reportOnce,
 		"machines are listed in pages":                      machinePages,
 		"reports are listed in pages, newest first":         reportPages,
+		"a machine cannot fill the disk with reports":       reportFlood,
 		"a token is used up":                                tokenUsedUp,
 		"a token expires":                                   tokenExpires,
 		"a lost answer can be asked for again":              lostAnswer,
@@ -103,6 +104,25 @@ func lateReport(t *testing.T, s store.Store) {
 	must(t, s.Seen(t.Context(), sighting(1, start.Add(2*time.Hour), 4)))
 	if m, err = s.Machine(t.Context(), MachineID(1)); err != nil || m.State.Sequence != 4 {
 		t.Errorf("machine %+v, %v", m, err)
+	}
+}
+
+func reportFlood(t *testing.T, s store.Store) {
+	honest := sighting(2, start, 3)
+	_, err := s.AddReport(t.Context(), honest, wire.Report{Key: "k", Facts: honest.Facts})
+	must(t, err)
+	x := sighting(1, start, 3)
+	for n := range store.MaxReports + 3 {
+		_, err := s.AddReport(t.Context(), x, wire.Report{Key: fmt.Sprint(n), Facts: x.Facts})
+		must(t, err)
+	}
+	list, err := s.Reports(t.Context(), MachineID(1), 0, store.MaxPage)
+	must(t, err)
+	if len(list) != store.MaxReports || list[0].Report.Key != fmt.Sprint(store.MaxReports+2) {
+		t.Errorf("%d reports are kept, want the newest %d", len(list), store.MaxReports)
+	}
+	if list, err = s.Reports(t.Context(), MachineID(2), 0, 0); err != nil || len(list) != 1 {
+		t.Errorf("%d reports of another machine are left, %v", len(list), err)
 	}
 }
 

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"klatch/internal/fault"
+	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
+	"klatch/internal/machine/loaderapi"
+	"klatch/internal/testkit/signed"
+	"klatch/internal/trust"
+	"klatch/internal/wire"
+)
+
+type oneTarget []byte
+
+func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
+
+// TestEachPartOfABundleIsLookedAt: signed by the publisher, and still wrong.
+func TestEachPartOfABundleIsLookedAt(t *testing.T) {
+	p, err := signed.NewPublisher("ours")
+	if err != nil {
+		t.Fatal(err)
+	}
+	anchor := p.Anchor()
+	running := kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}
+	module := []byte("module")
+	for _, c := range []struct {
+		name  string
+		spoil func(*livepatch.Manifest)
+		offer func(*wire.Offer)
+		code  fault.Code
+	}{
+		{name: "good"},
+		{name: "another SHA-256", spoil: func(m *livepatch.Manifest) { m.Module.SHA256 = strings.Repeat("0", 64) }, code: "module_digest"},
+		{name: "another SHA-512", spoil: func(m *livepatch.Manifest) { m.Module.SHA512 = strings.Repeat("0", 128) }, code: "module_digest"},
+		{name: "another length", spoil: func(m *livepatch.Manifest) { m.Module.Bytes++ }, code: "module_digest"},
+		{name: "another sequence offered", offer: func(o *wire.Offer) { o.Sequence++ }, code: "wrong_target"},
+		{name: "another path offered", offer: func(o *wire.Offer) { o.Target = "x" + o.Target }, code: "wrong_target"},
+		{name: "another build", spoil: func(m *livepatch.Manifest) { m.Kernel.ID[3] = 9 }, code: "wrong_build"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := signed.Manifest(running, 3, module)
+			if c.spoil != nil {
+				c.spoil(&m)
+			}
+			text, err := trust.SignManifest(m, p.Signers...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			offer := wire.Offer{Target: m.TargetPath(), Sequence: m.Sequence}
+			if c.offer != nil {
+				c.offer(&offer)
+			}
+			bundle := livepatch.Bundle{Manifest: text, Module: module}.Encode()
+			_, _, err = fetch(t.Context(), oneTarget(bundle), &anchor, offer, running)
+			if fault.CodeOf(err) != c.code || (err == nil) != (c.code == "") {
+				t.Errorf("got %v, want code %q", err, c.code)
+			}
+		})
+	}
+}
+
+// Who blocks a transition chooses the names of 20 tasks, and so what this
+// machine says. It must stay a text that the server takes: otherwise a local
+// user keeps the machine from every check.
+func TestForeignWordsStayBelowTheServersLimit(t *testing.T) {
+	var bs []loaderapi.Blocker
+	for range 64 {
+		bs = append(bs, loaderapi.Blocker{TID: 4194303, Comm: "\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff", State: "S",
+			Stack: []string{strings.Repeat("long_name_", 12) + "+0x1/0x2"}})
+	}
+	text := blockersText(bs)
+	s := describe(inputs{o: observation{}, j: journal{Phase: wire.Stalled, Work: &work{Sequence: 3, Text: text}}, enrolled: true})
+	if s.State != "stalled" || len(s.Text) > wire.MaxText || len(s.NextStep) > wire.MaxText {
+		t.Errorf("state %s with a text of %d bytes, limit %d", s.State, len(s.Text), wire.MaxText)
+	}
+	for _, in := range []string{text, strings.Repeat("\xff", 9000), strings.Repeat("…", 9000), ""} {
+		out := clip(in)
+		again, err := json.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back string
+		if err := json.Unmarshal(again, &back); err != nil || len(back) > wire.MaxText || back != out {
+			t.Errorf("%.20q: %d bytes arrive, limit %d, %v", in, len(back), wire.MaxText, err)
+		}
+	}
+}
