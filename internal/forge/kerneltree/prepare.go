@@ -65,7 +65,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 		if res.Exit != 0 {
 			return fault.New(fault.Internal, "prepare", "make %s in %s ended with status %d: %s",
 				strings.Join(targets, " "), t.Source(), res.Exit, lastLine(res.Output)).
-				WithHint("is %s installed, and flex, bison, bc, libelf-dev, libssl-dev, dwarves? try tools/deps build", e.CC)
+				WithHint("is %s installed, and flex, bison, bc, python3, libelf-dev, libssl-dev, dwarves? in the source folder: tools/deps build", e.CC)
 		}
 	}
 	sizes, err := probedSizes(filepath.Join(t.Source(), probeDir, "probe.o"))
@@ -87,11 +87,15 @@ func Make(e catalog.Entry, more ...string) []string {
 		"KERNELRELEASE=" + string(e.Release)}, more...)
 }
 
+// lastLine finds the line that says why make stopped: a program that is
+// missing, else the compiler's first complaint, else the end.
 func lastLine(b []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	for _, l := range lines {
-		if strings.Contains(l, "error:") || strings.Contains(l, "Error ") || strings.Contains(l, "not found") {
-			return l
+	for _, mark := range []string{"not found", "No such file", "error:", "Error "} {
+		for _, l := range lines {
+			if strings.Contains(l, mark) {
+				return l
+			}
 		}
 	}
 	return lines[len(lines)-1]

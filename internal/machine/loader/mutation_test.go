@@ -112,7 +112,7 @@ func TestSilentCallerIsDropped(t *testing.T) {
 	r := newRig(t)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	r.check(err)
-	defer unix.Close(fd) //nolint:errcheck // test
+	defer unix.Close(fd)
 	r.check(unix.Connect(fd, &unix.SockaddrUnix{Name: r.socket}))
 	start := time.Now()
 	r.status()

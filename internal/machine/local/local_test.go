@@ -153,7 +153,7 @@ func TestOneUserHasFewConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := &limited{Listener: fakePeers{inner}, open: map[uint32]int{}}
-	defer l.Close() //nolint:errcheck // test
+	defer l.Close()
 	accepted := make(chan net.Conn, 3*maxConnections)
 	go func() {
 		for {
