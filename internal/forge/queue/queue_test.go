@@ -78,6 +78,7 @@ func TestForeignDiffsAreRefused(t *testing.T) {
 		{"too many files", many.String(), "patch_too_large"},
 		{"too long", strings.Repeat("x", maxPatch+1), "patch_too_large"},
 		{"a hunk with a strange line", "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,2 @@\n-a\n+b\nx\n", "patch_hunk"},
+		{"a hunk whose last line is strange", "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1 @@\n-a\n+b\nx\n", "patch_hunk"},
 		{"a hunk with one line too many taken away", "--- a/x.c\n+++ b/x.c\n@@ -1 +1,2 @@\n-a\n-b\n+c\n", "patch_hunk"},
 		{"a hunk that ends early", "--- a/x.c\n+++ b/x.c\n@@ -1,9 +1,9 @@\n-a\n+b\n", "patch_hunk"},
 		{"a hunk of no file", "@@ -1 +1 @@\n-a\n+b\n--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n-a\n+b\n", "patch_hunk"},

@@ -133,10 +133,14 @@ func TestELFNumbersThatLie(t *testing.T) {
 		return b[at:]
 	}
 	for name, spoil := range map[string]func([]byte){
-		"size of its own header":       func(b []byte) { le.PutUint16(b[52:], 60) },
-		"size of a section header":     func(b []byte) { le.PutUint16(b[58:], 128) },
-		"a section that wraps around":  func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1-le.Uint64(s[24:])) },
-		"a section that is too long":   func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1<<40) },
+		"size of its own header":      func(b []byte) { le.PutUint16(b[52:], 60) },
+		"size of a section header":    func(b []byte) { le.PutUint16(b[58:], 128) },
+		"a section that wraps around": func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1-le.Uint64(s[24:])) },
+		"a section that is too long":  func(b []byte) { s := lastSection(b); le.PutUint64(s[32:], 1<<40) },
+		"names that wrap around": func(b []byte) {
+			s := b[le.Uint64(b[40:])+64*uint64(le.Uint16(b[62:])):]
+			le.PutUint64(s[32:], 1-le.Uint64(s[24:]))
+		},
 		"a section that begins beyond": func(b []byte) { s := lastSection(b); le.PutUint64(s[24:], 1<<40) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -73,6 +73,14 @@ func TestEnrollRefusesEachWithItsOwnCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	fresh, _, err := e.NewToken(t.Context(), enroll.Order{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, _, err := pki.ParseToken(fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
 	now = now.Add(2 * time.Hour)
 	for _, tt := range []struct {
 		name  string
@@ -83,6 +91,7 @@ func TestEnrollRefusesEachWithItsOwnCode(t *testing.T) {
 		{"used", used, fault.Denied, "token_used"},
 		{"expired", expired, fault.Denied, "token_expired"},
 		{"of another server", unknown, fault.Denied, "token_unknown"},
+		{"our secret with the name of another server", ours.Token(foreign.CA.Fingerprint()), fault.Denied, "token_unknown"},
 		{"invented", secret.Token(e.CA.Fingerprint()), fault.Denied, "token_unknown"},
 		{"torn", used[:30], fault.Invalid, "token_malformed"},
 	} {
