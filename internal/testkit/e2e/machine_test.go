@@ -193,14 +193,16 @@ func (g *machine) until(what string, ok func(agent.Status) bool) agent.Status {
 	}
 }
 
-// confirmed waits until livepatch n is loaded and confirmed, and all is told.
+// confirmed waits until livepatch n is loaded and confirmed, by klatchd and by
+// the loader.
 func (g *machine) confirmed(n livepatch.Sequence) agent.Status {
 	g.t.Helper()
 	return g.until(fmt.Sprintf("confirmed at %d", n), func(s agent.Status) bool {
 		if s.State.State == "failed" || s.State.State == "suspect" {
 			g.t.Fatalf("livepatch %d: %+v", n, s.State)
 		}
-		return s.State.State == "confirmed" && s.State.Phase == wire.Idle && s.State.Sequence == n && s.State.Highest == n
+		return s.State.State == "confirmed" && s.State.Phase == wire.Idle && s.State.Sequence == n && s.State.Highest == n &&
+			s.Loader != nil && s.Loader.Attempt == nil
 	})
 }
 

@@ -233,6 +233,7 @@ func TestVMNeighborKernel(t *testing.T) {
 		t.Errorf("something was loaded or stored: %s", got)
 	}
 	// Why it matters: nobody else would have said no.
+	t.Log(g.sh("insmod /lab/module; dmesg | tail -5"))
 	if got := g.sh("insmod /lab/module && ls /sys/kernel/livepatch"); got != "klatch_1" {
 		t.Errorf("the kernel alone: %q", got)
 	}

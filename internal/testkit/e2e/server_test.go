@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,6 +36,7 @@ type server struct {
 	admin      string
 	adminToken string
 	cmd        *exec.Cmd
+	ended      chan struct{}
 }
 
 func newServer(t *testing.T, m made) *server {
@@ -92,14 +94,13 @@ var ready = regexp.MustCompile(`^ready fleet=https://\S+:([0-9]+) admin=(http://
 func (s *server) start() {
 	s.t.Helper()
 	cmd := s.command("serve", "--listen", s.listen, "--admin-listen", "127.0.0.1:0")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var log strings.Builder
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if s.ended, err = startWithUs(cmd); err != nil {
 		s.t.Fatal(err)
 	}
 	s.cmd = cmd
@@ -107,7 +108,7 @@ func (s *server) start() {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	m := ready.FindStringSubmatch(line)
 	if m == nil {
-		_ = cmd.Wait()
+		<-s.ended
 		s.t.Fatalf("ready line %q, %v\n%s", line, err, &log)
 	}
 	s.fleet, s.admin = m[1], m[2]
@@ -121,9 +122,29 @@ func (s *server) stop() {
 	}
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	hung := time.AfterFunc(20*time.Second, func() { _ = s.cmd.Process.Kill() })
-	_ = s.cmd.Wait()
+	<-s.ended
 	hung.Stop()
 	s.cmd = nil
+}
+
+// startWithUs starts a program that dies with this one, however this one
+// ends. The kernel means the thread that started it (prctl(2)), so that thread
+// stays until the program has ended.
+func startWithUs(cmd *exec.Cmd) (ended chan struct{}, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	ended = make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // who looks at the end knows why
+		}
+		close(ended)
+	}()
+	return ended, <-started
 }
 
 func (s *server) token() wire.Token {
