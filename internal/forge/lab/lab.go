@@ -114,6 +114,13 @@ type Machine interface {
 	Close() error
 }
 
+// Tunable is a Machine whose kernel can be told something else at its next
+// start: what a person types at a boot loader.
+type Tunable interface {
+	// Append replaces Spec.Append from the next Reboot, Reset or PowerCut on.
+	Append(words ...string)
+}
+
 // Guest is the way into a running machine.
 type Guest interface {
 	// Run runs one program and waits for its end. A program that fails, or

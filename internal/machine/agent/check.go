@@ -52,7 +52,11 @@ func (a *Agent) unconfirmed() (work, bool) {
 	if st == nil || a.seen.FactsErr != nil || st.Attempt == nil || st.Loaded == nil || st.Attempt.Sequence != st.Loaded.Sequence || !st.Loaded.Enabled {
 		return work{}, false
 	}
-	if _, bad := a.j.isBlocked(a.seen.Facts.Kernel.ID, st.Loaded.Sequence); bad {
+	// One that failed in an earlier boot and that the loader has put back was
+	// confirmed before that, and root has cleared the breaker. It must be
+	// confirmed again, or each boot counts as a death.
+	b, bad := a.j.isBlocked(a.seen.Facts.Kernel.ID, st.Loaded.Sequence)
+	if bad && (b.Phase != wire.Failed || b.BootID == a.seen.Facts.BootID || !st.Attempt.AtBoot) {
 		return work{}, false
 	}
 	return work{

@@ -352,6 +352,32 @@ func TestBoots(t *testing.T) {
 				w.Errorf("loaded %d times", n)
 			}
 		}},
+		{"after the breaker was cleared it is confirmed again", func(w *world) {
+			w.within(20*time.Minute, "confirmed")
+			w.stop()
+			w.machine.Reboot("boot-2")
+			w.start()
+			w.within(30*time.Second, "soaking")
+			w.crash()
+			w.machine.Reboot("boot-3")
+			w.machine.Change(func(s *loaderapi.Status) {
+				s.Loaded, s.Attempt, s.Boot.Outcome = nil, nil, "off_breaker"
+			})
+			w.machine.Tick()
+			w.start()
+			w.within(time.Minute, "boot_stopped")
+			w.wantState("boot_stopped", "off_breaker")
+			w.stop()
+			w.machine.Reboot("boot-4")
+			w.start()
+			w.within(30*time.Second, "soaking")
+			w.within(5*time.Minute, "confirmed")
+			w.machine.Change(func(s *loaderapi.Status) {
+				if s.Attempt != nil {
+					w.Error("nobody confirms it, and the breaker counts this boot")
+				}
+			})
+		}},
 		{"another kernel drops what was staged", func(w *world) {
 			w.machine.Set(func(m *agenttest.Machine) {
 				m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")

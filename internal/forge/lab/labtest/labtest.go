@@ -82,6 +82,18 @@ func Run(t *testing.T, rig lab.Rig, good lab.Spec) {
 			}
 		})
 	}
+	if tunable, ok := m.(lab.Tunable); ok {
+		t.Run("the next start's command line ends with other words", func(t *testing.T) {
+			tunable.Append("klatch.test=1")
+			if err := m.Reset(withLimit(t)); err != nil {
+				t.Fatal(err)
+			}
+			if got := sh(t, m, "cat /proc/cmdline"); !strings.HasSuffix(got, " klatch.test=1\n") {
+				t.Errorf("command line %q", got)
+			}
+			tunable.Append(good.Append...)
+		})
+	}
 	t.Run("a guest that crashes fails the livepatch, not the lab", func(t *testing.T) { testCrash(t, m) })
 	t.Run("a closed machine is broken", func(t *testing.T) {
 		if err := errors.Join(m.Close(), m.Close()); err != nil {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,16 +33,19 @@ const (
 // for ever fills the publisher's disk, not the memory.
 const maxConsole = 16 << 20
 
+var _ lab.Tunable = (*machine)(nil)
+
 // machine is one virtual machine over all its restarts.
 type machine struct {
 	rig     *Rig
 	spec    lab.Spec
 	dir     string
-	options []option
+	options []option // all but the kernel
+	kernel  boot     // without spec.Append
 
 	power  sync.Mutex // one change of power at a time
-	mu     sync.Mutex
-	now    *process // nil before the first start and after Close
+	mu     sync.Mutex // of what follows and spec.Append
+	now    *process   // nil before the first start and after Close
 	bootID string
 }
 
@@ -51,6 +55,11 @@ func (m *machine) start() error {
 	for _, o := range m.options {
 		args = append(args, o.args()...)
 	}
+	kernel := m.kernel
+	m.mu.Lock()
+	kernel.commandLine = slices.Concat(kernel.commandLine, m.spec.Append)
+	m.mu.Unlock()
+	args = append(args, kernel.args()...)
 	p, err := startProcess(m.rig.cfg.Program, args, m.dir)
 	if err != nil {
 		return err
@@ -238,6 +247,13 @@ func (m *machine) offAndOn() error {
 // Await implements lab.Power.
 func (m *machine) Await(ctx context.Context, notBootID string) error {
 	return lab.Brokenf(m.await(ctx, notBootID, maxRestarts), "await restart of %s", m.spec.Name)
+}
+
+// Append implements lab.Tunable.
+func (m *machine) Append(words ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.spec.Append = slices.Clone(words)
 }
 
 // Link implements lab.Power.

@@ -136,7 +136,7 @@ func (r *Rig) boot(ctx context.Context, s lab.Spec, accel accelerator) (_ *machi
 			err = errors.Join(err, m.Close())
 		}
 	}()
-	if m.options, err = r.prepare(ctx, s, accel, dir); err != nil {
+	if m.options, m.kernel, err = r.prepare(ctx, s, accel, dir); err != nil {
 		return nil, err
 	}
 	if err := m.start(); err != nil {
@@ -169,8 +169,9 @@ func checkSpec(s lab.Spec) error {
 	return nil
 }
 
-// prepare makes the disks and the initramfs and says what the machine is.
-func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir string) ([]option, error) {
+// prepare makes the disks and the initramfs and says what the machine is; its
+// kernel comes apart, because it can be told something else later.
+func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir string) ([]option, boot, error) {
 	options := []option{
 		bare{},
 		accel,
@@ -183,12 +184,12 @@ func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir st
 	if s.Root == "" {
 		initrd = initrdName
 		if err := r.writeSmallGuest(dir, s.Files); err != nil {
-			return nil, fmt.Errorf("make initramfs: %w", err)
+			return nil, boot{}, fmt.Errorf("make initramfs: %w", err)
 		}
 	} else {
 		both, err := r.makeDisks(ctx, s, dir)
 		if err != nil {
-			return nil, err
+			return nil, boot{}, err
 		}
 		options = append(options, both)
 	}
@@ -203,7 +204,7 @@ func (r *Rig) prepare(ctx context.Context, s lab.Spec, accel accelerator, dir st
 	for _, o := range options {
 		words = append(words, o.kernelArgs()...)
 	}
-	return append(options, boot{kernel: s.Kernel, initrd: initrd, commandLine: append(words, s.Append...)}), nil
+	return options, boot{kernel: s.Kernel, initrd: initrd, commandLine: words}, nil
 }
 
 func positive(n, otherwise int) int {

@@ -42,6 +42,10 @@ type Fleet struct {
 	bytes, renewals atomic.Int64
 }
 
+// hostAddress is 127.0.0.1 as a guest in the lab sees it (lab.HostAddress,
+// which a machine's package cannot import).
+const hostAddress = "10.0.2.2"
+
 // NewFleet starts one.
 func NewFleet(t testing.TB, seed string) *Fleet {
 	t.Helper()
@@ -57,7 +61,7 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 		t.Fatal(err)
 	}
 	f.Token = f.secret.Token(f.ca.Fingerprint())
-	certPEM, keyPEM, err := f.ca.SignServer([]string{"127.0.0.1"}, now)
+	certPEM, keyPEM, err := f.ca.SignServer([]string{"127.0.0.1", hostAddress}, now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,8 @@ type Server struct {
 	// Offer is the answer to checks; nil offers nothing.
 	Offer  *wire.Offer
 	Reason string
+	// Insist offers it also to a machine that has it.
+	Insist bool
 	// Fail is the answer to checks and reports; nil serves.
 	Fail error
 	// Twice loses the answer to each report once, after taking it.
@@ -88,7 +90,7 @@ func (s *Server) Check(_ context.Context, r wire.CheckRequest) (wire.CheckAnswer
 	if s.Fail != nil {
 		return wire.CheckAnswer{}, s.Fail
 	}
-	if s.Offer != nil && s.Offer.Sequence == r.Sequence {
+	if s.Offer != nil && s.Offer.Sequence == r.Sequence && !s.Insist {
 		return wire.CheckAnswer{Reason: "current"}, nil
 	}
 	return wire.CheckAnswer{Offer: s.Offer, Reason: s.Reason}, nil
