@@ -29,7 +29,7 @@ func TestVMKlpConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer guest.Close() //nolint:errcheck // the test is over
+	defer guest.Close()
 	res, err := guest.Run(t.Context(), lab.Command{Timeout: 3 * time.Minute, Env: []string{"KLATCH_KLP_FIXTURES=" + lab.FilesDir, "TMPDIR=/tmp"},
 		Argv: []string{lab.FilesDir + "/klp.test", "-test.v", "-test.run", "^TestConformance$"}})
 	if err != nil {

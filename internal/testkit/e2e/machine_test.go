@@ -27,8 +27,7 @@ import (
 // machine is a guest; its tests are those of t.
 type machine struct {
 	lab.Machine
-	t    *testing.T
-	conf string // drop-in of klatchd
+	t *testing.T
 }
 
 // quick makes a machine that asks every five seconds and soaks for two.
@@ -75,7 +74,7 @@ func bootMachine(t *testing.T, m made, p *publisher, more ...lab.File) *machine 
 func (g *machine) tell() {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	res, err := g.Machine.Run(ctx, lab.Command{Argv: []string{"sh", "-c",
+	res, err := g.Run(ctx, lab.Command{Argv: []string{"sh", "-c",
 		"journalctl --no-pager -o short-monotonic -n 120 -u klatchd -u klatch-loader -u klatch-loader-boot; klatch status; klatch history | head -30"}})
 	g.t.Logf("the guest says (%v):\n%s%s", err, res.Stdout, res.Stderr)
 }
@@ -84,7 +83,7 @@ func (g *machine) tell() {
 // judged.
 func (g *machine) settled() {
 	g.t.Helper()
-	if _, err := g.Machine.Run(g.t.Context(), lab.Command{Argv: []string{"systemctl", "is-system-running", "--wait"}}); err != nil {
+	if _, err := g.Run(g.t.Context(), lab.Command{Argv: []string{"systemctl", "is-system-running", "--wait"}}); err != nil {
 		g.t.Fatal(err)
 	}
 }
@@ -92,7 +91,7 @@ func (g *machine) settled() {
 // try runs a program in the guest.
 func (g *machine) try(argv ...string) lab.Result {
 	g.t.Helper()
-	res, err := g.Machine.Run(g.t.Context(), lab.Command{Argv: argv, Timeout: 2 * time.Minute})
+	res, err := g.Run(g.t.Context(), lab.Command{Argv: argv, Timeout: 2 * time.Minute})
 	if err != nil {
 		g.t.Fatalf("%v: %v", argv, err)
 	}

@@ -62,7 +62,7 @@ type made struct {
 var (
 	makeOnce sync.Once
 	theMade  made
-	makeErr  error
+	errMake  error
 )
 
 // everything makes it, or says why that is impossible here.
@@ -71,10 +71,10 @@ func everything(t *testing.T) made {
 	testkit.Need(t, "qemu", "root", "apt", "debootstrap")
 	k := kerneltest.Prepared(t)
 	makeOnce.Do(func() {
-		theMade, makeErr = makeAll(k)
+		theMade, errMake = makeAll(k)
 	})
-	if makeErr != nil {
-		t.Fatalf("make what the tests need: %v", makeErr)
+	if errMake != nil {
+		t.Fatalf("make what the tests need: %v", errMake)
 	}
 	return theMade
 }

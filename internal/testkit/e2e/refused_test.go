@@ -219,7 +219,7 @@ func TestVMNeighborKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := &machine{Machine: guest, t: t}
-	defer guest.Close() //nolint:errcheck // the test is over
+	defer guest.Close()
 	if got := g.sh("uname -r"); got != release {
 		t.Fatalf("the guest runs %s", got)
 	}

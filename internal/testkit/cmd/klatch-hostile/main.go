@@ -99,12 +99,12 @@ func tell(st loaderapi.Status, err error) error {
 }
 
 func load(ctx context.Context, client *loaderclient.Client, manifest, module string) error {
-	m, err := os.Open(manifest) //nolint:gosec // whoever calls says which file
+	m, err := os.Open(manifest)
 	if err != nil {
 		return err
 	}
-	defer m.Close()           //nolint:errcheck // opened for reading only
-	k, err := os.Open(module) //nolint:gosec // as above
+	defer m.Close() //nolint:errcheck // opened for reading only
+	k, err := os.Open(module)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func killOften(unit string, numbers []string) error {
 			return err
 		}
 	}
-	random := rand.New(rand.NewPCG(uint64(v[0]), 0)) //nolint:gosec // it must repeat
+	random := rand.New(rand.NewPCG(uint64(v[0]), 0))
 	for killed := 0; killed < v[3]; {
 		<-time.After(time.Duration(v[1]+random.IntN(v[2]-v[1]+1)) * time.Millisecond)
 		n, err := kill(unit)
