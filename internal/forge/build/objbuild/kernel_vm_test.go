@@ -32,7 +32,7 @@ import (
 
 // edit makes a source patch by changing a file of the real tree while the test
 // runs: no kernel code is in this repository.
-func edit(t *testing.T, k kerneltest.Kernel, file string, change func(string) string) queue.Patch {
+func edit(t testing.TB, k kerneltest.Kernel, file string, change func(string) string) queue.Patch {
 	t.Helper()
 	old, err := os.ReadFile(filepath.Join(k.Tree.Source(), file))
 	if err != nil {
@@ -227,7 +227,7 @@ func newerSource(t *testing.T, k kerneltest.Kernel) string {
 
 // otherCache is a second cache with the same kernel in another folder; change
 // may spoil its tree.
-func otherCache(t *testing.T, k kerneltest.Kernel, change func(tree string)) string {
+func otherCache(t testing.TB, k kerneltest.Kernel, change func(tree string)) string {
 	t.Helper()
 	cache, err := os.MkdirTemp("/var/tmp", "klatch-other-cache-")
 	if err != nil {

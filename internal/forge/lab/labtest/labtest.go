@@ -229,7 +229,7 @@ func Broken(t *testing.T, err error) {
 }
 
 // GuestProgram builds the smallest guest program and gives its path.
-func GuestProgram(t *testing.T) string {
+func GuestProgram(t testing.TB) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "guestmain")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out,
