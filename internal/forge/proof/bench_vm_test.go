@@ -78,7 +78,7 @@ func BenchmarkLoad(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer m.Close() //nolint:errcheck // measured already
+	defer m.Close()
 	var load, transition float64
 	b.ResetTimer()
 	for range b.N {
