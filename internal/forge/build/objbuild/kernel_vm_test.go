@@ -273,6 +273,7 @@ func otherCache(t testing.TB, k kerneltest.Kernel, change func(tree string)) str
 
 func TestRefusesWhatItCannotDo(t *testing.T) {
 	k := kerneltest.Prepared(t)
+	cache := otherCache(t, k, nil) // nobody else builds there, see the end
 	for _, c := range []struct {
 		name string
 		code fault.Code
@@ -292,7 +293,7 @@ func TestRefusesWhatItCannotDo(t *testing.T) {
 			Diff: []byte("--- a/net/unix/af_unix.c\n+++ b/net/unix/af_unix.c\n@@ -10,3 +10,4 @@\n no such line\n+more\n nor this\n nor that\n")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			res, data := run(t, k, k.Cache, c.p)
+			res, data := run(t, k, cache, c.p)
 			if res.Result != build.Refused || len(res.Refusals) == 0 {
 				t.Fatalf("result %s", res.Result)
 			}
@@ -305,7 +306,7 @@ func TestRefusesWhatItCannotDo(t *testing.T) {
 			}
 		})
 	}
-	if left, _ := filepath.Glob(filepath.Join(k.Cache, "builds", "*")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(cache, "builds", "*")); len(left) != 0 {
 		t.Errorf("scratch folders left: %v", left)
 	}
 }

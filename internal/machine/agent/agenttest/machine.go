@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type Machine struct {
 	status loaderapi.Status
 	began  time.Time
 	loads  int
+	writes atomic.Int64 // names of files on their way
 
 	// Transition is how long one takes; Never makes it stall until canceled.
 	Transition time.Duration
@@ -88,11 +90,13 @@ func NewMachine(t testing.TB) *Machine {
 	return m
 }
 
-// Write replaces one file of the tree.
+// Write replaces one file of the tree, whole: nobody who reads a file of the
+// kernel ever finds it empty.
 func (m *Machine) Write(name, content string) {
 	m.t.Helper()
 	p := filepath.Join(m.Root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o644)); err != nil { //nolint:forbidigo // a test's tree
+	next := filepath.Join(m.Root, fmt.Sprintf(".next-%d", m.writes.Add(1)))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(next, []byte(content), 0o644), os.Rename(next, p)); err != nil { //nolint:forbidigo // a test's tree
 		m.t.Error(err)
 	}
 }
