@@ -103,7 +103,9 @@ func TestVMServerApart(t *testing.T) {
 	g := bootMachine(t, m, p)
 	g.install(quick)
 	address := fmt.Sprintf("https://%s:%s", serverOutside, first.fleet)
-	join := func(s *server) { g.sh("echo " + string(s.token()) + " | klatch enroll --server " + address + " --token-file -") }
+	join := func(s *server) {
+		g.sh("echo " + string(s.token()) + " | klatch enroll --server " + address + " --token-file -")
+	}
 	join(first)
 	g.confirmed(1)
 	if res := g.try("bash", "-c", "exec 3<>/dev/tcp/"+publisherAddress+"/8000"); res.Exit == 0 {
