@@ -170,8 +170,8 @@ func (m *made) pack(ctx context.Context) error {
 	return nil
 }
 
-// livepatches builds sequence 1 with the first fix, 2 and 10 with both. The
-// others come from those, see module.
+// livepatches builds sequence 1 with the first fix, 2 with both. The others
+// come from the second, see module.
 func (m *made) livepatches(ctx context.Context) error {
 	k := m.kernel
 	newest, err := k.Maker.Archive.Find(ctx, k.Entry.Source, "")
@@ -189,7 +189,7 @@ func (m *made) livepatches(ctx context.Context) error {
 		}
 		m.patches = append(m.patches, queue.Patch{Name: f.CVE, Fixes: []cve.ID{cve.ID(f.CVE)}, Diff: diff, Files: []string{f.File}})
 	}
-	return errors.Join(m.build(ctx, 1, m.patches[:1]), m.build(ctx, 2, m.patches), m.build(ctx, 10, m.patches))
+	return errors.Join(m.build(ctx, 1, m.patches[:1]), m.build(ctx, 2, m.patches))
 }
 
 func (m *made) build(ctx context.Context, n livepatch.Sequence, patches []queue.Patch) error {
@@ -211,15 +211,13 @@ func (m *made) build(ctx context.Context, n livepatch.Sequence, patches []queue.
 }
 
 // module is the built module of a sequence, not signed. Where a test needs
-// many, the number is replaced in a built one by another of as many digits:
-// the same code under another name.
+// many, the number is replaced in the second by another digit: the same code
+// under another name.
 func (m made) module(t *testing.T, n livepatch.Sequence) ([]byte, build.Result) {
 	t.Helper()
 	base := n
 	switch _, built := m.builds[n]; {
 	case built:
-	case n >= 10 && n < 100:
-		base = 10
 	case n > 2 && n < 10:
 		base = 2
 	}
