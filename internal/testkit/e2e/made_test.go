@@ -57,6 +57,8 @@ type made struct {
 	deb    string // our package for machines
 	bin    string // folder of all programs, the kit's too
 	builds map[livepatch.Sequence]build.Result
+	// patches are the fixes as source patches.
+	patches []queue.Patch
 }
 
 var (
@@ -109,24 +111,6 @@ func kernelDeb(ctx context.Context, k kerneltest.Kernel, release string) (string
 		return "", err
 	}
 	return a.File(p), a.Download(ctx, []archive.Package{p}, func(string, int64, int64) {})
-}
-
-// bootImage is the image of a kernel from its package.
-func bootImage(t *testing.T, k kerneltest.Kernel, release string) string {
-	t.Helper()
-	deb, err := kernelDeb(t.Context(), k, release)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "klatch-e2e-kernel-") // where the unpacking user may look
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), sandbox.Own(dir), archive.Unpack(t.Context(), deb, dir, "./boot/vmlinuz-*")); err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "boot", "vmlinuz-"+release)
 }
 
 // source is the root of this repository.
@@ -186,15 +170,14 @@ func (m *made) pack(ctx context.Context) error {
 	return nil
 }
 
-// livepatches builds sequence 1 with the first fix, 2 and 10 with both. The
-// others come from those, see module.
+// livepatches builds sequence 1 with the first fix, 2 with both. The others
+// come from the second, see module.
 func (m *made) livepatches(ctx context.Context) error {
 	k := m.kernel
 	newest, err := k.Maker.Archive.Find(ctx, k.Entry.Source, "")
 	if err != nil {
 		return err
 	}
-	var patches []queue.Patch
 	for _, f := range demo.Fixes {
 		dir, err := k.Maker.Files(ctx, k.Entry.Source, newest.Version, []string{f.File})
 		if err != nil {
@@ -204,38 +187,37 @@ func (m *made) livepatches(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		patches = append(patches, queue.Patch{Name: f.CVE, Fixes: []cve.ID{cve.ID(f.CVE)}, Diff: diff, Files: []string{f.File}})
+		m.patches = append(m.patches, queue.Patch{Name: f.CVE, Fixes: []cve.ID{cve.ID(f.CVE)}, Diff: diff, Files: []string{f.File}})
 	}
-	for _, b := range []struct {
-		n       livepatch.Sequence
-		patches []queue.Patch
-	}{{1, patches[:1]}, {2, patches}, {10, patches}} {
-		plan, err := compose.New(k.Entry, b.patches, k.Tools.Version(), b.n)
-		if err != nil {
-			return err
-		}
-		data := filepath.Join(work, fmt.Sprintf("built-%d", b.n))
-		res, err := build.Run(ctx, objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, data, build.NewClock(nil))
-		if err != nil {
-			return err
-		}
-		if res.Result != build.Built {
-			return fmt.Errorf("livepatch %d: %s %s %+v", b.n, res.Result, res.Error, res.Refusals)
-		}
-		m.builds[b.n] = res
+	return errors.Join(m.build(ctx, 1, m.patches[:1]), m.build(ctx, 2, m.patches))
+}
+
+func (m *made) build(ctx context.Context, n livepatch.Sequence, patches []queue.Patch) error {
+	k := m.kernel
+	plan, err := compose.New(k.Entry, patches, k.Tools.Version(), n)
+	if err != nil {
+		return err
 	}
+	data := filepath.Join(work, fmt.Sprintf("built-%d", n))
+	res, err := build.Run(ctx, objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, data, build.NewClock(nil))
+	if err != nil {
+		return err
+	}
+	if res.Result != build.Built {
+		return fmt.Errorf("livepatch %d: %s %s %+v", n, res.Result, res.Error, res.Refusals)
+	}
+	m.builds[n] = res
 	return nil
 }
 
 // module is the built module of a sequence, not signed. Where a test needs
-// many, the number is replaced in a built one by another of as many digits:
-// the same code under another name.
+// many, the number is replaced in the second by another digit: the same code
+// under another name.
 func (m made) module(t *testing.T, n livepatch.Sequence) ([]byte, build.Result) {
 	t.Helper()
 	base := n
-	switch {
-	case n >= 10 && n < 100:
-		base = 10
+	switch _, built := m.builds[n]; {
+	case built:
 	case n > 2 && n < 10:
 		base = 2
 	}

@@ -5,6 +5,10 @@
 // kills either of them at a chosen moment.
 //
 //	klatch-hostile load MANIFEST MODULE   give two files to the loader
+//	klatch-hostile blockers MANIFEST MODULE
+//	                   the same, and ask at once who blocks the transition
+//	klatch-hostile insmod MODULE NAME     past the loader; says how many
+//	                   nanoseconds the load and the transition took
 //	klatch-hostile status                 ask the loader for its status
 //	klatch-hostile disable                ask the loader for the break-glass
 //	klatch-hostile api METHOD PATH        ask klatchd
@@ -62,7 +66,11 @@ func run(args []string) error {
 	}
 	switch word, args := args[0], args[1:]; {
 	case word == "load" && len(args) == 2:
-		return load(ctx, client, args[0], args[1])
+		return load(ctx, client, args[0], args[1], false)
+	case word == "blockers" && len(args) == 2:
+		return load(ctx, client, args[0], args[1], true)
+	case word == "insmod" && len(args) == 2:
+		return insmod(args[0], args[1])
 	case word == "status" && len(args) == 0:
 		st, err := client.Status(ctx)
 		return tell(st, err)
@@ -98,7 +106,7 @@ func tell(st loaderapi.Status, err error) error {
 	return json.NewEncoder(os.Stdout).Encode(a)
 }
 
-func load(ctx context.Context, client *loaderclient.Client, manifest, module string) error {
+func load(ctx context.Context, client *loaderclient.Client, manifest, module string, blockers bool) error {
 	m, err := os.Open(manifest)
 	if err != nil {
 		return err
@@ -110,7 +118,38 @@ func load(ctx context.Context, client *loaderclient.Client, manifest, module str
 	}
 	defer k.Close() //nolint:errcheck // opened for reading only
 	st, err := client.Load(ctx, m, k)
+	if err == nil && blockers {
+		_, err = client.Blockers(ctx)
+		if err == nil {
+			st, err = client.Status(ctx) // tells whether the transition still ran
+		}
+	}
 	return tell(st, err)
+}
+
+// insmod loads a module itself and watches its transition.
+func insmod(module, name string) error {
+	f, err := os.Open(module)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading only
+	began := time.Now()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil {
+		return err
+	}
+	loaded := time.Now()
+	for {
+		b, err := durable.ReadFile("/sys/kernel/livepatch/"+name+"/transition", 16)
+		if err != nil {
+			return err
+		}
+		if string(b) == "0\n" {
+			_, err := fmt.Fprintln(os.Stdout, loaded.Sub(began).Nanoseconds(), time.Since(loaded).Nanoseconds())
+			return err
+		}
+		<-time.After(time.Millisecond)
+	}
 }
 
 // api asks klatchd without its client, which might be too polite.
