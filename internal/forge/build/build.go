@@ -42,7 +42,9 @@ type Refusal struct {
 	Function string     `json:"function"`
 	Rule     string     `json:"rule"`
 	Hint     string     `json:"hint"`
-	Detail   string     `json:"detail,omitempty"` // what a tool said, shortened
+	Type     string     `json:"type,omitempty"`    // data type, such as "struct sock"
+	Section  string     `json:"section,omitempty"` // of the object file
+	Detail   string     `json:"detail,omitempty"`  // what a tool said, shortened
 }
 
 // Module is the built file, not signed yet.
@@ -67,6 +69,7 @@ type Result struct {
 	Functions []livepatch.Function `json:"functions"`
 	Match     match.Report         `json:"match"`
 	Refusals  []Refusal            `json:"refusals"`
+	Warnings  []Refusal            `json:"warnings"` // what a reviewer must look at; the livepatch was built
 	Error     string               `json:"error,omitempty"` // why broken
 	Seconds   map[string]float64   `json:"seconds"`
 }
@@ -193,6 +196,9 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	res.Kernel, res.Distro, res.Arch, res.BuildID, res.Fixes = e.Release, e.Distro, e.Arch, e.BuildID, p.Fixes()
 	if res.Refusals == nil {
 		res.Refusals = []Refusal{}
+	}
+	if res.Warnings == nil {
+		res.Warnings = []Refusal{}
 	}
 	if res.Functions == nil {
 		res.Functions = []livepatch.Function{}
