@@ -73,8 +73,12 @@ func (t Tree) ready() string { return filepath.Join(t.Dir, "ready") }
 
 // Ready says whether the tree was made to its end.
 func (t Tree) Ready() bool {
-	_, err := os.Stat(t.ready())
-	return err == nil
+	for _, f := range []string{t.ready(), t.units()} { // an older Klatch made no units
+		if _, err := os.Stat(f); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // kernelPackages are the packages of one kernel.
@@ -198,9 +202,9 @@ func (m Maker) make(ctx context.Context, t Tree, k kernelPackages, e *catalog.En
 		p        archive.Package
 		patterns []string
 	}{
-		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*"}},
+		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/" + string(e.Release) + "/kernel"}},
 		{k.headers, []string{"./usr/src/*/Module.symvers", "./usr/src/*/.config"}},
-		{k.debug, []string{"./usr/lib/debug/boot/vmlinux-*"}},
+		{k.debug, []string{"./usr/lib/debug/boot/vmlinux-*", "./usr/lib/debug/lib/modules/" + string(e.Release) + "/kernel"}},
 		{k.source, []string{"./usr/src/linux-source-*.tar.xz"}},
 	} {
 		if err := archive.Unpack(ctx, m.Archive.File(u.p), unpacked, u.patterns...); err != nil {
@@ -208,6 +212,9 @@ func (m Maker) make(ctx context.Context, t Tree, k kernelPackages, e *catalog.En
 		}
 	}
 	done("")
+	if err := m.takeModules(t, unpacked, string(e.Release)); err != nil {
+		return err
+	}
 	if err := m.takeImage(ctx, t, unpacked, e.Release); err != nil {
 		return err
 	}
