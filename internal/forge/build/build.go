@@ -69,7 +69,7 @@ type Result struct {
 	Functions []livepatch.Function `json:"functions"`
 	Match     match.Report         `json:"match"`
 	Refusals  []Refusal            `json:"refusals"`
-	Warnings  []Refusal            `json:"warnings"` // what a reviewer must look at; the livepatch was built
+	Warnings  []Refusal            `json:"warnings"`        // what a reviewer must look at; the livepatch was built
 	Error     string               `json:"error,omitempty"` // why broken
 	Seconds   map[string]float64   `json:"seconds"`
 }

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build_test
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"klatch/internal/fault"
+	"klatch/internal/forge/build"
+)
+
+var update = flag.Bool("update", false, "write the generated document")
+
+func TestCatalogueIsDocumented(t *testing.T) {
+	const file = "../../../docs/reference/refusals.md"
+	if *update {
+		if err := os.WriteFile(file, []byte(build.Document()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(file)
+	if err != nil || string(have) != build.Document() {
+		t.Errorf("%s is not what the catalogue says (%v); run with -args -update", file, err)
+	}
+}
+
+// TestEveryCodeIsInTheCatalogue reads the sources: a refusal outside of the
+// catalogue would end the builder, and an entry that nobody uses is dead.
+func TestEveryCodeIsInTheCatalogue(t *testing.T) {
+	seen := map[string]int{}
+	for _, r := range build.Catalogue {
+		if seen[string(r.Code)]++; seen[string(r.Code)] > 1 {
+			t.Errorf("%s is in the catalogue twice", r.Code)
+		}
+		if r.Rule == "" || r.Hint == "" && r.WayOut == "" {
+			t.Errorf("%s says no rule, or nothing to try", r.Code)
+		}
+	}
+	quoted := regexp.MustCompile(`"([a-z_]+)"`)
+	refused := regexp.MustCompile(`Refuse\("([a-z_]+)"`)
+	used := map[string]bool{}
+	files, err := filepath.Glob("*/*.go")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range refused.FindAllStringSubmatch(string(b), -1) {
+			if seen[m[1]] == 0 {
+				t.Errorf("%s refuses with %s, which is not in the catalogue", f, m[1])
+			}
+		}
+		for _, m := range quoted.FindAllStringSubmatch(string(b), -1) {
+			used[m[1]] = true
+		}
+	}
+	for _, r := range build.Catalogue {
+		if !used[string(r.Code)] {
+			t.Errorf("no driver uses %s", r.Code)
+		}
+	}
+	if r := build.Refuse("layout_changed", "a.c"); r.Code != fault.Code("layout_changed") || !strings.Contains(r.Hint, "shadow variable") {
+		t.Errorf("refusal %+v", r)
+	}
+}
