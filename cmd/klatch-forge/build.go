@@ -37,8 +37,9 @@ unpatched code is byte for byte what the distribution's kernel runs, extracts
 the changed functions and links them into one module with replace set. The same
 queue gives the same bytes; a changed queue gives the next sequence.
 
-Exit status: 0 built; 3 refused, with code, file, function, rule and a hint;
-75 broken: the builder's fault, try again.`,
+Exit status: 0 built; 3 refused, with code, place, rule and a hint
+(docs/reference/refusals.md); 4 this kernel was built from none of the touched
+files; 75 broken: the builder's fault, try again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			res, err := runBuild(cmd, o, kernel.Release(release))
@@ -105,7 +106,7 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, e
 		return none, err
 	}
 	plan.Sequence = build.Next(done, digest)
-	return build.Run(cmd.Context(), objbuild.Driver{Cache: cache, Tools: tools}, plan, d.Path, build.NewClock(c.step))
+	return build.Run(cmd.Context(), &objbuild.Driver{Cache: cache, Tools: tools}, plan, d.Path, build.NewClock(c.step))
 }
 
 func printBuild(cmd *cobra.Command, r build.Result) {
@@ -118,21 +119,39 @@ func printBuild(cmd *cobra.Command, r build.Result) {
 		for _, p := range r.Match.Replaced {
 			out(cmd, "          %s in %s: %d bytes and %d references proved\n", p.Function, p.File, p.Bytes, p.Relocations)
 		}
+		for _, f := range r.NotBuilt {
+			out(cmd, "not built %s: this kernel does not have it\n", f)
+		}
 		out(cmd, "time      %.1f s\n", r.Seconds["total"])
+		if len(r.Warnings) > 0 {
+			out(cmd, "\nwarnings  a reviewer must look at these\n")
+			printRefusals(cmd, r.Warnings)
+		}
+	case build.NotAffected:
+		out(cmd, "not affected  %s was built from none of the touched files: there is nothing to livepatch\n", r.KernelBuild())
+		for _, f := range r.NotBuilt {
+			out(cmd, "              %s\n", f)
+		}
 	case build.Refused:
 		out(cmd, "refused   sequence %d for %s\n", r.Sequence, r.KernelBuild())
-		for _, f := range r.Refusals {
-			place := f.File
-			if f.Function != "" {
-				place += ", function " + f.Function
-			}
-			out(cmd, "\n  %s: %s\n    rule    %s\n    hint    %s\n", f.Code, place, f.Rule, f.Hint)
-			if f.Detail != "" {
-				out(cmd, "    detail  %s\n", strings.ReplaceAll(f.Detail, "\n", "\n            "))
-			}
-		}
+		printRefusals(cmd, r.Refusals)
 	case build.Broken:
 		out(cmd, "broken    %s\nThis is the builder's fault, not the fix's. Try again; if it stays, report it.\n", r.Error)
+	}
+}
+
+func printRefusals(cmd *cobra.Command, rs []build.Refusal) {
+	for _, f := range rs {
+		place := f.File
+		for _, p := range [][2]string{{"function", f.Function}, {"type", f.Type}, {"section", f.Section}} {
+			if p[1] != "" {
+				place += ", " + p[0] + " " + p[1]
+			}
+		}
+		out(cmd, "\n  %s: %s\n    rule    %s\n    hint    %s\n", f.Code, place, f.Rule, f.Hint)
+		if f.Detail != "" {
+			out(cmd, "    detail  %s\n", strings.ReplaceAll(f.Detail, "\n", "\n            "))
+		}
 	}
 }
 

@@ -33,6 +33,8 @@ const (
 	Built   Outcome = "built"
 	Refused Outcome = "refused"
 	Broken  Outcome = "broken"
+	// NotAffected: the kernel was built from none of the touched files.
+	NotAffected Outcome = "not_affected"
 )
 
 // Refusal is a builder's no, with the place and the rule.
@@ -70,6 +72,7 @@ type Result struct {
 	Match     match.Report         `json:"match"`
 	Refusals  []Refusal            `json:"refusals"`
 	Warnings  []Refusal            `json:"warnings"`        // what a reviewer must look at; the livepatch was built
+	NotBuilt  []string             `json:"not_built"`       // touched files that this kernel was not built from
 	Error     string               `json:"error,omitempty"` // why broken
 	Seconds   map[string]float64   `json:"seconds"`
 }
@@ -79,14 +82,17 @@ func (r Result) KernelBuild() kernel.Build {
 	return kernel.Build{Distro: r.Distro, Arch: r.Arch, Release: r.Kernel, ID: r.BuildID}
 }
 
-// ExitStatus is 0 for built, 3 for refused; broken is 75, because the same
-// build may work later or elsewhere, unless the cause is our own bug.
+// ExitStatus is 0 for built, 3 for refused, 4 where the kernel is not
+// affected; broken is 75, because the same build may work later or elsewhere,
+// unless the cause is our own bug.
 func (r Result) ExitStatus() int {
 	switch r.Result {
 	case Built:
 		return 0
 	case Refused:
 		return 3
+	case NotAffected:
+		return 4
 	default:
 		return 75
 	}
@@ -196,6 +202,9 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	res.Kernel, res.Distro, res.Arch, res.BuildID, res.Fixes = e.Release, e.Distro, e.Arch, e.BuildID, p.Fixes()
 	if res.Refusals == nil {
 		res.Refusals = []Refusal{}
+	}
+	if res.NotBuilt == nil {
+		res.NotBuilt = []string{}
 	}
 	if res.Warnings == nil {
 		res.Warnings = []Refusal{}

@@ -13,12 +13,18 @@ import (
 	"klatch/internal/durable"
 )
 
-// Change is what a patch does to one file that others include: the lines of
-// the old text that go or that new lines stand before, and the new lines.
+// Change is what a patch does to one file that others include. Lines are
+// those of the old text, from 1.
 type Change struct {
-	File  string
-	Old   []int    // line numbers from 1
-	Added []string // lines
+	File     string
+	Removed  []int
+	Inserted []Insertion
+}
+
+// Insertion is new text that stands before a line of the old.
+type Insertion struct {
+	Before int
+	Lines  []string
 }
 
 // Affected lists the units whose object code the changes can reach, sorted,
@@ -91,18 +97,18 @@ func (g *Graph) defined(c Change) (names map[string]bool, whole bool, err error)
 		}
 	}
 	for _, it := range its {
-		if slices.ContainsFunc(c.Old, func(l int) bool { return l >= it.first && l <= it.last }) {
+		if slices.ContainsFunc(c.Removed, func(l int) bool { return l >= it.first && l <= it.last }) ||
+			slices.ContainsFunc(c.Inserted, func(n Insertion) bool { return n.Before > it.first && n.Before <= it.last }) {
 			add(it)
 		}
 	}
-	// What is new may be a piece of an old item, which the lines above name,
-	// or items of its own.
-	inside := func(line int) bool {
-		return slices.ContainsFunc(its, func(it item) bool { return line > it.first && line <= it.last })
-	}
-	if slices.ContainsFunc(c.Old, func(l int) bool { return !inside(l) }) || len(c.Old) == 0 {
-		for _, it := range parse(strings.Join(c.Added, "\n")) {
-			if it.kind == layout { // a new type: nobody has it yet
+	// What stands between two old items is items of its own.
+	for _, n := range c.Inserted {
+		if slices.ContainsFunc(its, func(it item) bool { return n.Before > it.first && n.Before <= it.last }) {
+			continue
+		}
+		for _, it := range parse(strings.Join(n.Lines, "\n")) {
+			if it.kind == layout { // a new type, or the old one, whose lines were removed
 				it.kind = other
 			}
 			add(it)

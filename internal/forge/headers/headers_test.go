@@ -69,22 +69,24 @@ func TestAffected(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name string
-		old  []int
+		line int
 		add  []string
+		in   bool
 		want []string
 	}{
-		{"body of an inline function", []int{7}, []string{"	return s->b;"}, []string{"net/direct.c", "net/macro.c", "net/traced.c", "net/whole.c"}},
-		{"another function", []int{9}, []string{"static inline int other(void) { return 2; }"}, []string{"net/unused.c"}},
-		{"member of a type", []int{4}, []string{"struct s { int b; int a; };"}, everyone},
-		{"a condition", []int{2}, []string{"#ifdef H_H"}, everyone},
-		{"a new function", []int{10}, []string{"static inline int brand_new(void) { return 3; }"}, []string{"net/macro.c"}},
-		{"a variable that a macro makes", []int{12}, []string{"DEFINE_MUTEX(big_lock);"}, []string{"net/lock.c"}},
-		{"an enumerator", []int{13}, []string{"enum color { GREEN, RED };"}, []string{"net/color.c"}},
-		{"an attribute is no name", []int{11}, []string{"static __printf(2, 3) int printer(const char *f, ...);"}, nil},
-		{"a comment", []int{1}, []string{"/* another */"}, nil},
+		{"body of an inline function", 7, []string{"	return s->b;"}, false, []string{"net/direct.c", "net/macro.c", "net/traced.c", "net/whole.c"}},
+		{"another function", 9, []string{"static inline int other(void) { return 2; }"}, false, []string{"net/unused.c"}},
+		{"member of a type", 4, []string{"struct s { int b; int a; };"}, false, everyone},
+		{"a condition", 2, []string{"#ifdef H_H"}, false, everyone},
+		{"a new function before a macro", 10, []string{"static inline int brand_new(void) { return 3; }"}, true, nil},
+		{"a macro becomes a function", 10, []string{"static inline int brand_new(void) { return 3; }"}, false, []string{"net/macro.c"}},
+		{"a variable that a macro makes", 12, []string{"DEFINE_MUTEX(big_lock);"}, false, []string{"net/lock.c"}},
+		{"an enumerator", 13, []string{"enum color { GREEN, RED };"}, false, []string{"net/color.c"}},
+		{"an attribute is no name", 11, []string{"static __printf(2, 3) int printer(const char *f, ...);"}, false, nil},
+		{"a comment", 1, []string{"/* another */"}, false, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, why, err := g.Affected([]Change{{"include/linux/h.h", c.old, c.add}})
+			got, why, err := g.Affected([]Change{edit("include/linux/h.h", c.line, c.in, c.add)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,9 +95,18 @@ func TestAffected(t *testing.T) {
 			}
 		})
 	}
-	if got, _, err := g.Affected([]Change{{"net/part.c", []int{2}, []string{"int p(struct s *s) { return 0; }"}}}); err != nil || len(got) != 1 && got != nil {
+	got, _, err := g.Affected([]Change{edit("net/part.c", 2, false, []string{"int p(struct s *s) { return 0; }"})})
+	if err != nil || !slices.Equal(got, []string{"net/whole.c"}) {
 		t.Errorf("an included source file affects %v, %v", got, err)
 	}
+}
+
+// edit replaces a line, or puts new ones before it.
+func edit(file string, line int, before bool, add []string) Change {
+	if before {
+		return Change{file, nil, []Insertion{{line, add}}}
+	}
+	return Change{file, []int{line}, []Insertion{{line + 1, add}}}
 }
 
 func TestStoredGraphIsTheSame(t *testing.T) {

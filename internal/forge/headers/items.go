@@ -185,7 +185,7 @@ var generators = []string{"TRACE_EVENT", "DECLARE_EVENT_CLASS", "DEFINE_EVENT", 
 // attributes look like the name of a function in a declaration.
 var attributes = []string{"__attribute__", "__aligned", "__printf", "__scanf", "__section", "__acquires", "__releases", "__must_hold",
 	"__alloc_size", "__counted_by", "__diagnose_as", "__assume_aligned", "__cond_acquires", "typeof", "__typeof__", "sizeof",
-	"__declspec", "__bpf_kfunc", "__malloc", "__cacheline_group_begin", "asm", "__asm__", "static_assert", "_Static_assert"}
+	"if", "for", "while", "switch", "return", "do", "else", "defined", "__bpf_kfunc", "__malloc", "__cacheline_group_begin", "asm", "__asm__", "static_assert", "_Static_assert"}
 
 func declaration(ts []token) item {
 	it := item{first: ts[0].line, last: ts[len(ts)-1].line, uses: identifiers(ts)}

@@ -66,7 +66,7 @@ func BenchmarkLoad(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	res, err := build.Run(b.Context(), objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, b.TempDir(), build.NewClock(nil))
+	res, err := build.Run(b.Context(), &objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, b.TempDir(), build.NewClock(nil))
 	if err != nil || res.Result != build.Built {
 		b.Fatalf("%v: %+v", err, res)
 	}

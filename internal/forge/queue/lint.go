@@ -127,3 +127,66 @@ func inside(name string) (string, bool) {
 	}
 	return rel, true
 }
+
+// Edit is what a diff does to one file, by lines of the old text from 1.
+type Edit struct {
+	Removed  []int
+	Inserted []Insertion
+}
+
+// Insertion is new text that stands before a line of the old.
+type Insertion struct {
+	Before int
+	Lines  []string
+}
+
+var hunkStart = regexp.MustCompile(`^@@ -([0-9]{1,7})(?:,([0-9]{1,7}))? `)
+
+// Edits lists what a diff, in the form that List gives, does to each file.
+func Edits(diff []byte) map[string]Edit {
+	all := map[string]Edit{}
+	file, line, left := "", 0, 0
+	var e Edit
+	var added []string
+	flush := func() {
+		if len(added) > 0 {
+			e.Inserted = append(e.Inserted, Insertion{line, added})
+			added = nil
+		}
+	}
+	keep := func() {
+		flush()
+		if file != "" {
+			all[file] = e
+		}
+	}
+	for raw := range strings.Lines(string(diff)) {
+		l := strings.TrimRight(raw, "\r\n")
+		m := hunkStart.FindStringSubmatch(l)
+		switch {
+		case m != nil:
+			flush()
+			line, left = count(m[1]), count(m[2])
+			if left == 0 { // "-5,0": after line 5
+				line++
+			}
+		case left <= 0 && strings.HasPrefix(l, "--- "):
+		case left <= 0 && strings.HasPrefix(l, "+++ b/"):
+			keep()
+			file = l[6:]
+			e = all[file]
+		case strings.HasPrefix(l, "+"):
+			added = append(added, l[1:])
+		case strings.HasPrefix(l, "-"):
+			flush()
+			e.Removed = append(e.Removed, line)
+			line, left = line+1, left-1
+		case strings.HasPrefix(l, "\\"):
+		default:
+			flush()
+			line, left = line+1, left-1
+		}
+	}
+	keep()
+	return all
+}

@@ -204,3 +204,16 @@ func FuzzLint(f *testing.F) {
 		}
 	})
 }
+
+func TestEdits(t *testing.T) {
+	diff := "--- a/x.c\n+++ b/x.c\n@@ -1,3 +1,3 @@\n one\n-two\n+zwei\n three\n@@ -10,2 +10,3 @@\n ten\n+more\n+lines\n eleven\n" +
+		"--- a/y.h\n+++ b/y.h\n@@ -5,0 +6 @@\n+--- not a head\n"
+	got := Edits([]byte(diff))
+	want := map[string]Edit{
+		"x.c": {[]int{2}, []Insertion{{3, []string{"zwei"}}, {11, []string{"more", "lines"}}}},
+		"y.h": {nil, []Insertion{{6, []string{"--- not a head"}}}},
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("edits %v, want %v", got, want)
+	}
+}

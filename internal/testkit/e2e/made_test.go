@@ -199,7 +199,7 @@ func (m *made) build(ctx context.Context, n livepatch.Sequence, patches []queue.
 		return err
 	}
 	data := filepath.Join(work, fmt.Sprintf("built-%d", n))
-	res, err := build.Run(ctx, objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, data, build.NewClock(nil))
+	res, err := build.Run(ctx, &objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, data, build.NewClock(nil))
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 
 // Difference is one function that is not what the kernel has.
 type Difference struct {
+	Object   string `json:"object"` // vmlinux or a module
 	File     string `json:"file"`
 	Function string `json:"function"`
 	Replaced bool   `json:"replaced"` // it would be replaced; otherwise only told
@@ -32,6 +33,7 @@ type Difference struct {
 
 // Proved is one function to be replaced whose every byte is accounted for.
 type Proved struct {
+	Object      string `json:"object"` // vmlinux or a module
 	File        string `json:"file"`
 	Function    string `json:"function"`
 	Bytes       int    `json:"bytes"`
@@ -59,8 +61,8 @@ func Empty() Report {
 	return Report{Different: []Difference{}, Replaced: []Proved{}, Environment: []Setting{}}
 }
 
-// Kernel is a vmlinux ready for comparison.
-type Kernel struct {
+// Image is a vmlinux ready for comparison.
+type Image struct {
 	sections []loaded
 	byName   map[string][]symbol
 	files    map[string]bool
@@ -81,13 +83,13 @@ type symbol struct {
 const maxSection = 256 << 20
 
 // Open reads a vmlinux with its symbol table.
-func Open(path string) (*Kernel, error) {
+func Open(path string) (*Image, error) {
 	f, err := elf.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open vmlinux: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading only
-	k := &Kernel{byName: map[string][]symbol{}, files: map[string]bool{}}
+	k := &Image{byName: map[string][]symbol{}, files: map[string]bool{}}
 	for _, s := range f.Sections {
 		if s.Flags&elf.SHF_EXECINSTR == 0 || s.Type != elf.SHT_PROGBITS || s.Size > maxSection {
 			continue
@@ -123,9 +125,9 @@ func Open(path string) (*Kernel, error) {
 }
 
 // HasFile says whether the kernel was linked from a source file of this name.
-func (k *Kernel) HasFile(source string) bool { return k.files[filepath.Base(source)] }
+func (k *Image) HasFile(source string) bool { return k.files[filepath.Base(source)] }
 
-func (k *Kernel) bytes(addr, size uint64) []byte {
+func (k *Image) bytes(addr, size uint64) []byte {
 	for _, s := range k.sections {
 		if addr >= s.addr && addr-s.addr <= uint64(len(s.data)) && size <= uint64(len(s.data))-(addr-s.addr) {
 			return s.data[addr-s.addr:][:size]
@@ -153,7 +155,7 @@ type reloc struct {
 // unpatched and with the distribution's flags, with the kernel, and adds to
 // the report. replaced lists those that a livepatch would replace: the caller
 // must refuse if one of them is in Different.
-func (k *Kernel) Object(path, source string, replaced []string, r *Report) error {
+func (k *Image) Object(path, source string, replaced []string, r *Report) error {
 	functions, err := readObject(path)
 	if err != nil {
 		return err
@@ -165,16 +167,16 @@ func (k *Kernel) Object(path, source string, replaced []string, r *Report) error
 		n, why := k.compare(f, filepath.Base(source))
 		r.Checked++
 		if why != "" {
-			r.Different = append(r.Different, Difference{source, f.name, must, why})
+			r.Different = append(r.Different, Difference{"vmlinux", source, f.name, must, why})
 			continue
 		}
 		r.Identical++
 		if must {
-			r.Replaced = append(r.Replaced, Proved{source, f.name, len(f.code), n})
+			r.Replaced = append(r.Replaced, Proved{"vmlinux", source, f.name, len(f.code), n})
 		}
 	}
 	for _, n := range left {
-		r.Different = append(r.Different, Difference{source, n, true, "the unpatched object has no such function"})
+		r.Different = append(r.Different, Difference{"vmlinux", source, n, true, "the unpatched object has no such function"})
 	}
 	return nil
 }
@@ -207,7 +209,7 @@ func Changed(original, patched string) ([]string, error) {
 
 // compare returns the number of relocations compared by symbol, and why the
 // function is not the kernel's, or "".
-func (k *Kernel) compare(f function, file string) (int, string) {
+func (k *Image) compare(f function, file string) (int, string) {
 	var candidates []symbol
 	for _, s := range k.byName[f.name] {
 		if !f.local || s.local && s.file == file {
@@ -236,7 +238,7 @@ func (k *Kernel) compare(f function, file string) (int, string) {
 	return 0, why
 }
 
-func (k *Kernel) compareAt(f function, c symbol) (int, string) {
+func (k *Image) compareAt(f function, c symbol) (int, string) {
 	if c.size != uint64(len(f.code)) {
 		return 0, fmt.Sprintf("%d bytes, the kernel's has %d", len(f.code), c.size)
 	}
@@ -287,7 +289,7 @@ func relocWidth(t elf.R_X86_64) int {
 
 // pointsTo says whether the filled-in field refers to the relocation's symbol;
 // known is false where the symbol has no name to look up.
-func (k *Kernel) pointsTo(field []byte, place uint64, r reloc) (ok, known bool) {
+func (k *Image) pointsTo(field []byte, place uint64, r reloc) (ok, known bool) {
 	targets := k.byName[r.symbol]
 	if r.symbol == "" || len(targets) == 0 {
 		return false, false
@@ -386,4 +388,9 @@ func readRelocs(f *elf.File, symbols []elf.Symbol) (map[int][]reloc, error) {
 		}
 	}
 	return all, nil
+}
+
+// OpenModule is not there yet.
+func OpenModule(path, name string) (*Image, error) {
+	return nil, fault.New(fault.Internal, "todo", "%s %s", path, name)
 }

@@ -45,7 +45,7 @@ func run(t *testing.T, argv ...string) {
 }
 
 // kernel links objects at a kernel's address.
-func kernel(t *testing.T, dir string, objects ...string) *Kernel {
+func kernel(t *testing.T, dir string, objects ...string) *Image {
 	t.Helper()
 	vmlinux := filepath.Join(dir, "vmlinux")
 	run(t, append([]string{"ld", "-Ttext=0xffffffff81000000", "-Tdata=0xffffffff82000000", "-Tbss=0xffffffff83000000", "-e", "0", "-o", vmlinux}, objects...)...)

@@ -37,7 +37,7 @@ func BenchmarkBuild(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				res, err := build.Run(b.Context(), objbuild.Driver{Cache: cache, Tools: k.Tools}, plan, b.TempDir(), build.NewClock(nil))
+				res, err := build.Run(b.Context(), &objbuild.Driver{Cache: cache, Tools: k.Tools}, plan, b.TempDir(), build.NewClock(nil))
 				if err != nil || res.Result != build.Built {
 					b.Fatalf("%v: %+v", err, res)
 				}

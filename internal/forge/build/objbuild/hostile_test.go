@@ -29,7 +29,7 @@ func TestModuleDirIsNotFilledThroughALink(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	j := &job{tree: kerneltree.Tree{Dir: filepath.Join(dir, "kernel")}, scratch: filepath.Join(dir, "build", "overlay"),
+	j := &job{Driver: &Driver{}, tree: kerneltree.Tree{Dir: filepath.Join(dir, "kernel")}, scratch: filepath.Join(dir, "build", "overlay"),
 		plan: compose.Plan{Sequence: 1}}
 	j.Tools.Dir = filepath.Join(dir, "tools")
 	victim, upper := filepath.Join(dir, "victim"), j.upper("")
@@ -45,7 +45,7 @@ func TestModuleDirIsNotFilledThroughALink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = j.fillModuleDir(t.Context(), nil, "klatch_1") // it has nothing to link
+	_ = j.fillModuleDir(t.Context(), "klatch_1") // it has nothing to link
 	left, err := os.ReadDir(victim)
 	if err != nil || len(left) != 1 {
 		t.Errorf("root wrote where the build user said: %v, %v", left, err)
@@ -53,7 +53,7 @@ func TestModuleDirIsNotFilledThroughALink(t *testing.T) {
 	if err := os.Remove(j.upper(moduleDir)); err != nil {
 		t.Fatal(err)
 	}
-	_ = j.fillModuleDir(t.Context(), nil, "klatch_1")
+	_ = j.fillModuleDir(t.Context(), "klatch_1")
 	if _, err := os.Stat(j.upper(moduleDir + "/Makefile")); err != nil {
 		t.Errorf("an honest folder was not filled: %v", err)
 	}

@@ -32,10 +32,10 @@ const moduleDir = "klatch-module"
 
 // link makes the module: the differ's outputs, kpatch's livepatch hook with
 // replace set, and our information.
-func (j *job) link(ctx context.Context, objects []object) error {
+func (j *job) link(ctx context.Context) error {
 	done := j.clock.Step("link", "link the livepatch")
 	name := j.plan.Sequence.ModuleName()
-	if err := j.fillModuleDir(ctx, objects, name); err != nil {
+	if err := j.fillModuleDir(ctx, name); err != nil {
 		return err
 	}
 	res, err := j.make(ctx, "M="+moduleDir, "KCFLAGS=-g0 -I"+moduleDir, "modules")
@@ -43,7 +43,7 @@ func (j *job) link(ctx context.Context, objects []object) error {
 		return err
 	}
 	if res.Exit != 0 {
-		return fault.New(fault.Internal, "link", "link module %s: %s", name, compilerSaid(res.Output))
+		return fault.New(fault.Internal, "link", "link module %s: %s", name, strings.Join(complaintsOf(res.Output), "\n"))
 	}
 	built := filepath.Join(moduleDir, name+".ko")
 	for _, argv := range [][]string{
@@ -81,7 +81,7 @@ func (j *job) link(ctx context.Context, objects []object) error {
 // fillModuleDir puts the parts of the module into the tree, below the scratch
 // folder. The build user does it: the scratch folder is its own, and root
 // would follow the links that a bad build left there.
-func (j *job) fillModuleDir(ctx context.Context, objects []object, name string) error {
+func (j *job) fillModuleDir(ctx context.Context, name string) error {
 	parts := map[string][]byte{"klatch-info.c": glue, ".output.o.cmd": nil}
 	for _, t := range []string{"kpatch.h", "kpatch-patch.h", "kpatch-macros.h", "kpatch-syscall.h", "kpatch-patch-hook.c",
 		"livepatch-patch-hook.c", "patch-hook.c", "kpatch.lds.S"} {
@@ -109,8 +109,10 @@ CFLAGS_klatch-info.o += -DKLATCH_FIXES='"%[2]s"' -DKLATCH_BUILD_ID='"%[3]s"' -DK
 		return err
 	}
 	ld := []string{"ld", "-r", "-o", filepath.Join(moduleDir, "output.o")}
-	for _, o := range objects {
-		ld = append(ld, j.diffFile(o))
+	for _, o := range j.objects {
+		if !o.same {
+			ld = append(ld, j.diffFile(o))
+		}
 	}
 	for _, c := range []sandbox.Command{
 		{Argv: []string{"tar", "-x", "-f", "-", "--no-same-owner"}, Stdin: bytes.NewReader(packed)},
@@ -169,17 +171,20 @@ func (j *job) inspect(module []byte, name string) error {
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	var proved []string
+	byName := func(a, b livepatch.Function) int { return strings.Compare(a.String(), b.String()) }
+	slices.SortFunc(names, byName)
+	var proved []livepatch.Function
 	for _, f := range j.result.Match.Replaced {
-		proved = append(proved, f.Function)
+		proved = append(proved, livepatch.Function{Object: f.Object, Name: f.Function})
 	}
-	slices.Sort(proved)
+	slices.SortFunc(proved, byName)
 	if !slices.Equal(names, proved) {
 		return fault.New(fault.Internal, "bad_module", "module %s replaces %q, proved were %q", name, names, proved)
 	}
 	if d := info["depends"]; len(d) > 1 || len(d) == 1 && d[0] != "" {
-		return fault.New(fault.Internal, "bad_module", "module %s depends on %q", name, d)
+		r := build.Refuse("needs_module", d[0])
+		r.Detail = "the livepatch would need " + d[0] + " to be loaded"
+		j.refuse(r)
 	}
 	return nil
 }

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package delta
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func compiled(t testing.TB, source string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.c"), []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("gcc", "-O2", "-c", "-fno-pic", "-fno-pie", "-mcmodel=kernel", "-mno-red-zone", "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fdata-sections", "-o", "a.o", "a.c")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "a.o"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+const base = `
+struct ops { int (*open)(void); const char *name; };
+extern int outside(const char *s, const int *p);
+static __attribute__((noinline)) int one(void) { return outside("one", 0); }
+static __attribute__((noinline)) int two(void) { return outside("two", 0); }
+const struct ops table = { one, "table" };
+static const int limits[4] = { 1, 2, 3, 4 };
+int value = 3;
+int zero;
+int use(int i) { return outside("use", limits + i) + value + zero; }
+int same(int i) { return outside("same", limits) + i; }
+__attribute__((section(".init.text"))) int at_boot(void) { return outside("boot", 0); }
+int (*also)(void) = two;
+`
+
+func replace(t *testing.T, pairs ...string) string {
+	t.Helper()
+	s := base
+	for i := 0; i < len(pairs); i += 2 {
+		n := 0
+		for j := 0; j+len(pairs[i]) <= len(s); j++ {
+			if s[j:j+len(pairs[i])] == pairs[i] {
+				s = s[:j] + pairs[i+1] + s[j+len(pairs[i]):]
+				n++
+				break
+			}
+		}
+		if n != 1 {
+			t.Fatalf("%q is not in the source", pairs[i])
+		}
+	}
+	return s
+}
+
+func TestCompare(t *testing.T) {
+	for _, c := range []struct {
+		name, from, to string
+		functions      []string
+		stopping       []string
+	}{
+		{"nothing", "int zero;", "int zero; /* none */", nil, nil},
+		{"a function", `outside("use", limits + i)`, `outside("use", limits + i + 1)`, []string{"use"}, nil},
+		{"a string of a function", `"same"`, `"Same"`, []string{"same"}, nil},
+		{"a call", `return outside("two", 0);`, `return outside("two", 0) + one();`, []string{"two"}, nil},
+		{"initial value", "int value = 3;", "int value = 4;", nil, []string{"data_changed value"}},
+		{"table of functions", "table = { one,", "table = { two,", nil, []string{"ops_table_changed table"}},
+		{"name in a table", `"table"`, `"Table"`, nil, []string{"data_changed table"}},
+		{"shared constant", "{ 1, 2, 3, 4 }", "{ 1, 2, 3, 5 }", nil, []string{"data_changed limits"}},
+		{"boot", `outside("boot", 0)`, `outside("boot!", 0)`, nil, []string{"init_code at_boot"}},
+		{"pointer to code", "also)(void) = two", "also)(void) = one", nil, []string{"data_changed also"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := Compare(compiled(t, base), compiled(t, replace(t, c.from, c.to)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stopping []string
+			for _, s := range d.Stopping {
+				stopping = append(stopping, fmt.Sprintf("%s %s", s.Kind, s.Name))
+			}
+			if !slices.Equal(d.Functions, c.functions) || !slices.Equal(stopping, c.stopping) {
+				t.Errorf("functions %q, stopping %q; want %q, %q", d.Functions, stopping, c.functions, c.stopping)
+			}
+		})
+	}
+}
+
+func TestConstantOfChangedFunctionsOnly(t *testing.T) {
+	d, err := Compare(compiled(t, base), compiled(t, replace(t, "{ 1, 2, 3, 4 }", "{ 1, 2, 3, 5 }",
+		`outside("use", limits + i)`, `outside("use!", limits + i)`, `"same"`, `"same!"`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(d.Stopping) != 0 || !slices.Equal(d.Functions, []string{"same", "use"}) {
+		t.Errorf("delta %+v: all users of the constant change, so it may", d)
+	}
+}
+
+func TestNewSymbolsAndFrames(t *testing.T) {
+	d, err := Compare(compiled(t, base), compiled(t, replace(t, "int same(int i) {",
+		"extern void fill(char *);\n__attribute__((noinline)) int fresh(int i) { return outside(\"x\", &i); }\nint same(int i) { char big[600]; fill(big); i += fresh(big[i]);")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(d.New, []string{"fresh"}) || !slices.Contains(d.Undefined, "fill") || !slices.Contains(d.Defined, "fresh") {
+		t.Errorf("delta %+v", d)
+	}
+	if len(d.Frames) != 1 || d.Frames[0].Function != "same" || d.Frames[0].New < 600 {
+		t.Errorf("frames %+v", d.Frames)
+	}
+}
+
+func FuzzCompare(f *testing.F) {
+	seed := compiled(f, base)
+	f.Add(seed, seed)
+	f.Fuzz(func(_ *testing.T, a, b []byte) {
+		_, _ = Compare(a, b) // any bytes: an error or a result, never a panic
+	})
+}
+
+func BenchmarkCompare(b *testing.B) {
+	x, y := compiled(b, base), compiled(b, base+"int more(void) { return 1; }")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Compare(x, y); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

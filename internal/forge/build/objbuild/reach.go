@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objbuild
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/headers"
+	"klatch/internal/forge/kerneltree"
+	"klatch/internal/forge/queue"
+	"klatch/internal/forge/sandbox"
+	"klatch/internal/livepatch"
+)
+
+// object is one object file of the kernel on its way through the build.
+type object struct {
+	unit     kerneltree.Unit
+	direct   bool     // a patch touches its own source file
+	deps     []string // files that it is compiled from
+	cmd      string   // command that compiles it, as make reads it
+	original string   // file
+	patched  string
+	same     bool                 // patched and unpatched do the same
+	changed  []livepatch.Function // that the livepatch replaces
+}
+
+// flat names the object in one word.
+func (o *object) flat() string {
+	return o.unit.Object + "_" + strings.ReplaceAll(o.unit.Target, "/", "_")
+}
+
+// know reads what is known of the kernel build, once for all builds.
+func (j *job) know(ctx context.Context) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if k := j.loaded[j.tree.Dir]; k != nil {
+		j.knowledge = k
+		return j.environment()
+	}
+	units, err := j.tree.Units()
+	if err != nil {
+		return err
+	}
+	var sources []string
+	for _, u := range units.Units {
+		if u.Source != "" && path.Ext(u.Source) == ".c" {
+			sources = append(sources, u.Source)
+		}
+	}
+	graph, err := headers.Load(j.tree.Source(), filepath.Join(j.tree.Dir, "includes.json"), sources)
+	if err != nil {
+		return err
+	}
+	k := &knowledge{units: units, graph: graph}
+	j.knowledge = k
+	k.images = newImages()
+	if k.symbols, err = exported(j.tree); err != nil {
+		return err
+	}
+	config, err := durable.ReadFile(filepath.Join(j.tree.Source(), ".config"), 4<<20)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(config)
+	k.config = hex.EncodeToString(sum[:])
+	cc := j.plan.Kernel.CC
+	res, err := j.run(ctx, sandbox.Command{Argv: []string{cc, "--version"}})
+	if err == nil && res.Exit != 0 {
+		err = fmt.Errorf("exit status %d: %s", res.Exit, shorten(res.Output))
+	}
+	if err != nil {
+		return fault.New(fault.Internal, "no_compiler", "compiler %s of kernel %s: %w", cc, j.plan.Kernel.Release, err).
+			WithHint("apt-get install %s", cc)
+	}
+	// "gcc-12 (Debian 12.2.0-14) 12.2.0"; the first word is how it was called.
+	k.compiler, _, _ = strings.Cut(string(res.Output), "\n")
+	if j.loaded == nil {
+		j.loaded = map[string]*knowledge{}
+	}
+	j.loaded[j.tree.Dir] = k
+	return j.environment()
+}
+
+// exported lists the symbols that new code may refer to: all of vmlinux, and
+// what modules export.
+func exported(t kerneltree.Tree) (map[string]bool, error) {
+	all := map[string]bool{}
+	f, err := os.Open(t.Symbols())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading only
+	sc := bufio.NewScanner(f)
+	for sc.Scan() { // "Num: Value Size Type Bind Vis Ndx Name", as readelf -s prints
+		if w := strings.Fields(sc.Text()); len(w) == 8 && w[6] != "UND" {
+			all[w[7]] = true
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", t.Symbols(), err)
+	}
+	symvers, err := durable.ReadFile(filepath.Join(t.Source(), "Module.symvers"), 16<<20)
+	if err != nil {
+		return nil, err
+	}
+	for line := range bytes.Lines(symvers) {
+		if w := strings.Fields(string(line)); len(w) > 1 {
+			all[w[1]] = true
+		}
+	}
+	return all, nil
+}
+
+var includeLine = regexp.MustCompile(`^\s*#\s*include\b`)
+
+// imageFolders hold code that is copied or gone once the kernel runs.
+var imageFolders = []string{"arch/x86/boot/", "arch/x86/realmode/", "arch/x86/entry/vdso/", "arch/x86/purgatory/"}
+
+// reach maps the touched files to object files and refuses what nobody can
+// replace. Files that are not built are told; they are no reason to refuse.
+func (j *job) reach(_ context.Context) error {
+	done := j.clock.Step("reach", "find the object files that the fix reaches")
+	direct, indirect := map[string]bool{}, map[string]bool{}
+	var changes []headers.Change
+	edits := map[string]headers.Change{}
+	for _, p := range j.plan.Patches {
+		for f, e := range queue.Edits(p.Diff) {
+			c := edits[f]
+			c.File, c.Removed = f, append(c.Removed, e.Removed...)
+			for _, n := range e.Inserted {
+				c.Inserted = append(c.Inserted, headers.Insertion(n))
+				j.more = j.more || slices.ContainsFunc(n.Lines, func(l string) bool { return includeLine.MatchString(l) })
+			}
+			edits[f] = c
+		}
+	}
+	for _, f := range j.plan.Files() {
+		units := j.units.Of(f)
+		includers := j.graph.Includers(f)
+		switch {
+		case slices.ContainsFunc(imageFolders, func(p string) bool { return strings.HasPrefix(f, p) }):
+			j.refuse(build.Refuse("boot_image", f))
+		case len(units) == 0 && len(includers) == 0 && code(f):
+			j.result.NotBuilt = append(j.result.NotBuilt, f)
+		case path.Ext(f) == ".S":
+			j.refuse(build.Refuse("assembly", f))
+		case path.Ext(f) == ".h" || path.Ext(f) == ".c":
+			if len(units) > 0 {
+				direct[f] = true
+			}
+			if len(includers) > 1 || len(includers) == 1 && includers[0] != f {
+				changes = append(changes, edits[f])
+			}
+		default:
+			j.refuse(build.Refuse("not_code", f))
+		}
+	}
+	if len(j.result.Refusals) > 0 {
+		return nil
+	}
+	note := ""
+	if len(changes) > 0 {
+		j.graphMu.Lock()
+		reached, why, err := j.graph.Affected(changes)
+		j.graphMu.Unlock()
+		if err != nil {
+			return err
+		}
+		note = ", headers reach " + why
+		for _, u := range reached {
+			indirect[u] = !direct[u]
+		}
+		limit := j.Fanout
+		if limit == 0 {
+			limit = DefaultFanout
+		}
+		if len(reached) > limit {
+			var files []string
+			for _, c := range changes {
+				files = append(files, c.File)
+			}
+			r := build.Refuse("header_fanout", strings.Join(files, ", "))
+			r.Detail = fmt.Sprintf("%d object files, limit %d", len(reached), limit)
+			j.refuse(r)
+			return nil
+		}
+	}
+	for _, source := range slices.Sorted(keys(direct, indirect)) {
+		for _, u := range j.units.Of(source) {
+			j.objects = append(j.objects, &object{unit: u, direct: direct[source]})
+		}
+	}
+	if len(j.objects) == 0 && len(changes) == 0 {
+		for _, f := range j.result.NotBuilt {
+			j.warn(build.Refuse("not_built", f))
+		}
+	}
+	if len(j.objects) == 0 && len(changes) > 0 { // a header that nobody uses the changed part of
+		j.refuse(build.Refuse("nothing_changed", strings.Join(j.plan.Files(), ", ")))
+	}
+	done(fmt.Sprintf("%d%s", len(j.objects), note))
+	return nil
+}
+
+// code says whether a file is one that could have been compiled or included.
+func code(f string) bool {
+	switch path.Ext(f) {
+	case ".c", ".h", ".S", ".inc":
+		return true
+	}
+	return strings.HasPrefix(f, "Documentation/") || strings.HasPrefix(f, "tools/") || strings.HasPrefix(f, "samples/")
+}
+
+func keys(ms ...map[string]bool) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		seen := map[string]bool{}
+		for _, m := range ms {
+			for k, v := range m {
+				if v && !seen[k] {
+					seen[k] = true
+					if !yield(k) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// Objects lists what a source file is a part of in a kernel build: vmlinux or
+// modules by name, sorted; for a header, all that include it. Empty means that
+// this kernel build does not have it.
+func (d *Driver) Objects(ctx context.Context, p catalog.Entry, file string) ([]string, error) {
+	j := &job{Driver: d, tree: kerneltree.At(d.Cache, p), scratch: filepath.Join(d.Cache, "builds", "none")}
+	j.plan.Kernel = p
+	if err := j.know(ctx); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, u := range append(j.graph.Includers(file), file) {
+		for _, n := range j.units.Of(u) {
+			out = append(out, n.Object)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}

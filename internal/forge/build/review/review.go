@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package review reads source patches as a reviewer would, before anything is
+// compiled: which functions they change, and what in them deserves a second
+// look. It refuses nothing and can be wrong; it says where to look.
+package review
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/forge/queue"
+)
+
+// Finding is one thing to look at; its code is in the catalogue of refusals.
+type Finding struct {
+	Code     fault.Code
+	File     string
+	Function string
+	Detail   string
+}
+
+const maxSource = 8 << 20 // bytes
+
+var (
+	locks = regexp.MustCompile(`\b(?:raw_)?(?:spin|read|write|mutex|rtnl|rcu_read|down|up|lock_sock|release_sock|seqlock|local_bh|preempt|cgroup|console|inode)_?(?:\w*_)?(?:un)?(?:lock|trylock|disable|enable|read|write)\w*\s*\(|\b(?:down|up)\s*\(`)
+	waits = regexp.MustCompile(`\b(?:wait_event\w*|wait_for_completion\w*|schedule(?:_timeout\w*)?|msleep\w*|usleep_range|synchronize_\w*rcu\w*|synchronize_net|mutex_lock\w*|down|down_read|down_write|cond_resched|flush_work\w*|cancel_\w*work_sync)\s*\(|\bGFP_KERNEL\b`)
+	// sleepers are calls in which tasks stay for long.
+	sleepers = regexp.MustCompile(`\b(?:wait_event\w*|wait_for_completion\w*|schedule(?:_timeout\w*)?|msleep\w*|kthread_should_stop|sk_wait_data|sk_stream_wait_\w+|poll_schedule_timeout)\s*\(`)
+	returns  = regexp.MustCompile(`^\s*return\b\s*([^;]*);`)
+	// function is a line at the left margin that begins one, as diff -p shows it.
+	function = regexp.MustCompile(`^[A-Za-z_][^;=]*?\b([A-Za-z_][A-Za-z0-9_]*)\(`)
+)
+
+// Look reads the patches against the unpatched tree. A file that cannot be
+// read, because a build makes it, has no findings about its functions.
+func Look(tree string, patches []queue.Patch) []Finding {
+	var out []Finding
+	by := map[string]string{} // function of a file, to the patch that changes it
+	for _, p := range patches {
+		edits := queue.Edits(p.Diff)
+		for _, f := range p.Files {
+			b, err := durable.ReadFile(filepath.Join(tree, f), maxSource)
+			if err != nil {
+				continue
+			}
+			lines := strings.Split(string(b), "\n")
+			for _, c := range changes(lines, edits[f]) {
+				id := f + " " + c.name
+				if first, ok := by[id]; ok && first != p.Name {
+					out = append(out, Finding{"merged", f, c.name, first + " and " + p.Name})
+				}
+				by[id] = p.Name
+				out = append(out, c.look(f)...)
+			}
+		}
+	}
+	return out
+}
+
+// change is what a patch does in one function.
+type change struct {
+	name           string
+	removed, added []string
+	body           []string // old
+}
+
+// changes groups an edit by the function that it is in.
+func changes(lines []string, e queue.Edit) []change {
+	var out []change
+	at := func(line int) *change {
+		name, start := functionAt(lines, line)
+		if name == "" {
+			return nil
+		}
+		i := slices.IndexFunc(out, func(c change) bool { return c.name == name })
+		if i < 0 {
+			end := start
+			for end < len(lines) && !strings.HasPrefix(lines[end], "}") {
+				end++
+			}
+			out = append(out, change{name: name, body: lines[start:end]})
+			i = len(out) - 1
+		}
+		return &out[i]
+	}
+	for _, l := range e.Removed {
+		if c := at(l); c != nil && l <= len(lines) {
+			c.removed = append(c.removed, lines[l-1])
+		}
+	}
+	for _, n := range e.Inserted {
+		if c := at(n.Before); c != nil {
+			c.added = append(c.added, n.Lines...)
+		}
+	}
+	return out
+}
+
+// functionAt names the function that a line, from 1, lies in, and the index of
+// its first line.
+func functionAt(lines []string, line int) (string, int) {
+	for i := min(line-1, len(lines)-1); i >= 0; i-- {
+		if strings.HasPrefix(lines[i], "}") && i != line-1 {
+			return "", 0
+		}
+		if m := function.FindStringSubmatch(lines[i]); m != nil {
+			return m[1], i
+		}
+	}
+	return "", 0
+}
+
+func (c change) look(file string) []Finding {
+	var out []Finding
+	add := func(code fault.Code, format string, args ...any) {
+		out = append(out, Finding{code, file, c.name, fmt.Sprintf(format, args...)})
+	}
+	if was, is := calls(locks, c.removed), calls(locks, c.added); !slices.Equal(was, is) {
+		add("lock_changed", "before %s; after %s", list(was), list(is))
+	}
+	if was, is := calls(waits, c.removed), calls(waits, c.added); len(is) > len(was) {
+		add("new_wait", "%s", list(is))
+	}
+	if was, is := values(c.removed), values(c.added); len(was) > 0 && len(is) > 0 && !slices.Equal(was, is) {
+		add("return_changed", "before %s; after %s", list(was), list(is))
+	}
+	if s := calls(sleepers, c.body); len(s) > 0 {
+		add("sleeps", "%s", list(s))
+	}
+	return out
+}
+
+func list(s []string) string {
+	if len(s) == 0 {
+		return "none"
+	}
+	return strings.Join(s, ", ")
+}
+
+// calls lists what a pattern finds, sorted, without the parenthesis.
+func calls(re *regexp.Regexp, lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		for _, m := range re.FindAllString(l, -1) {
+			out = append(out, strings.TrimRight(m, " \t("))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func values(lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		if m := returns.FindStringSubmatch(l); m != nil {
+			out = append(out, strings.TrimSpace(m[1]))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
