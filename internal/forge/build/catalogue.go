@@ -69,8 +69,6 @@ var Catalogue = []Rule{
 		"leave the file out; a fix only in files that are not built needs no livepatch", ""},
 	{"not_code", Patch, "only C source can be livepatched; this file changes how the kernel is built or generated", "",
 		"leave the file out of the source patch if the fix does not need it", ""},
-	{"mixed_queue", Patch, "a queue holds either source patches or hand-written modules", "",
-		"keep two queues, or write the source patches as part of the module", ""},
 
 	{"assembly", Code, "assembly has no function borders that the kernel could redirect", kernelD + "section 7, Limitations", reboot, ""},
 	{"boot_image", Code, "code of the vDSO, of real mode and of early boot is copied or gone once the kernel runs", "kpatch-build and klp-build refuse these folders too", reboot, ""},
@@ -89,8 +87,6 @@ var Catalogue = []Rule{
 	{"export_changed", Code, "an exported function must keep its prototype and its symbol version: loaded modules call it by the old one", guide + "Exported symbol versioning",
 		reboot, "add a new function with the new prototype and leave the exported one"},
 
-	{"layout_changed", Data, "a data type must keep its layout: objects of the old layout are alive", guide + "Data structure changes",
-		"", "keep the new member in a shadow variable (klp_shadow_alloc)"},
 	{"data_changed", Data, "initialized data must keep its value: the present value lives in the running kernel", guide + "Data semantic changes",
 		"set the new value in a function that runs afterwards", "set it in a pre-patch callback, only where it still has its old value"},
 	{"ops_table_changed", Data, "a table of functions must stay as it is: the kernel holds pointers to the old one", guide + "Data structure changes",

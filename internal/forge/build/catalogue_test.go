@@ -70,7 +70,7 @@ func TestEveryCodeIsInTheCatalogue(t *testing.T) {
 			t.Errorf("no driver uses %s", r.Code)
 		}
 	}
-	if r := build.Refuse("layout_changed", "a.c"); r.Code != fault.Code("layout_changed") || !strings.Contains(r.Hint, "shadow variable") {
+	if r := build.Refuse("ops_table_changed", "a.c"); r.Code != fault.Code("ops_table_changed") || !strings.Contains(r.Hint, "in a callback") {
 		t.Errorf("refusal %+v", r)
 	}
 }

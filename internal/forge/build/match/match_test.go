@@ -3,6 +3,8 @@
 package match
 
 import (
+	"bytes"
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,4 +151,128 @@ func TestChangedListsCodeAndReferences(t *testing.T) {
 			t.Errorf("%s to %s: %v, %v", c.from, c.to, got, err)
 		}
 	}
+}
+
+// module links objects as a module, without FILE symbols, as distributions
+// strip them.
+func module(t *testing.T, dir string, objects ...string) *Image {
+	t.Helper()
+	ko := filepath.Join(dir, "m.ko")
+	run(t, append([]string{"ld", "-r", "-o", ko}, objects...)...)
+	run(t, "strip", "--strip-debug", ko)
+	k, err := OpenModule(ko, "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+const moduleSource = `
+extern int outside(const char *, void *);
+static int state[4];
+__attribute__((noinline)) static int helper(int x) { return outside("help", state + x) * 3; }
+int entry(int x) { if (x > 7) return helper(x) + state[1]; return outside("entry", 0); }
+`
+
+// splitObject compiles as for the differ, so that what the module's assembler
+// resolved is a relocation here.
+func splitObject(t *testing.T, dir, name, text string) string {
+	t.Helper()
+	c := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(c), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := strings.TrimSuffix(c, ".c") + ".split.o"
+	run(t, "gcc", "-O2", "-g0", "-fno-pic", "-mcmodel=kernel", "-fcf-protection=none", "-fno-asynchronous-unwind-tables",
+		"-ffunction-sections", "-fdata-sections", "-c", "-o", o, c)
+	return o
+}
+
+func TestEachDifferenceInAModuleIsSeen(t *testing.T) {
+	testkit.Need(t, "gcc")
+	dir := t.TempDir()
+	m := module(t, dir, compile(t, dir, "z.c", "static int state[9]; int z(void) { return state[2]++; }\n"), compile(t, dir, "net/a.c", moduleSource))
+	for _, c := range []struct{ name, from, to, why string }{
+		{"nothing", "", "", ""},
+		{"a constant", "x > 7", "x > 8", "differs at"},
+		{"a string", `"entry"`, `"Entry"`, "string"},
+		{"another variable", "+ state[1]", "+ state[2]", "does not refer to state"},
+		{"a function outside", `outside("entry", 0)`, `outsidf("entry", 0)`, "does not refer to outsidf"},
+		{"no call of the helper", "helper(x) +", "outside(0, 0) +", "bytes, the kernel's has"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := strings.Replace(moduleSource, c.from, c.to, 1)
+			text = strings.Replace(text, "extern int outside", "extern int outsidf(const char *, void *); extern int outside", 1)
+			r := Empty()
+			if err := m.Object(splitObject(t, t.TempDir(), "net/a.c", text), "net/a.c", []string{"entry"}, &r); err != nil {
+				t.Fatal(err)
+			}
+			if c.name == "nothing" {
+				if len(r.Different) != 0 || len(r.Replaced) != 1 || r.Replaced[0].Object != "m" || r.Replaced[0].Strings != 1 || r.Replaced[0].Relocations < 3 {
+					t.Errorf("report %+v", r)
+				}
+				return
+			}
+			i := slices.IndexFunc(r.Different, func(d Difference) bool { return d.Replaced && d.Function == "entry" })
+			if i < 0 || len(r.Replaced) != 0 || !strings.Contains(r.Different[i].Why, c.why) {
+				t.Errorf("report %+v, want %q", r, c.why)
+			}
+		})
+	}
+}
+
+// TestAnyOtherByteIsSeen turns each byte of a function in the image over.
+func TestAnyOtherByteIsSeen(t *testing.T) {
+	testkit.Need(t, "gcc")
+	dir := t.TempDir()
+	o := compile(t, dir, "net/a.c", source)
+	k := kernel(t, dir, o, compile(t, dir, "rest.c", rest))
+	s := k.byName["entry"][0]
+	code := k.bytes(s.addr, s.size)
+	for i := range code {
+		code[i] ^= 0x10
+		r := Empty()
+		if err := k.Object(o, "net/a.c", []string{"entry"}, &r); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Replaced) != 0 {
+			t.Errorf("byte %d of %d may be another", i, len(code))
+		}
+		code[i] ^= 0x10
+	}
+}
+
+func TestPositionCountsByAddress(t *testing.T) {
+	k := &Image{byName: map[string][]symbol{"f": {{addr: 300}, {addr: 100}, {addr: 200}}}}
+	for addr, want := range map[uint64]int{100: 1, 200: 2, 300: 3, 400: 0} {
+		if pos, of := k.Position("f", addr); pos != want || of != 3 {
+			t.Errorf("position of %d: %d of %d, want %d", addr, pos, of, want)
+		}
+	}
+}
+
+func FuzzObject(f *testing.F) {
+	dir := f.TempDir()
+	c := filepath.Join(dir, "a.c")
+	if err := os.WriteFile(c, []byte(source), 0o644); err != nil {
+		f.Fatal(err)
+	}
+	if out, err := exec.Command("gcc", "-O2", "-c", "-ffunction-sections", "-o", filepath.Join(dir, "a.o"), c).CombinedOutput(); err != nil {
+		f.Skipf("%v: %s", err, out)
+	}
+	seed, err := os.ReadFile(filepath.Join(dir, "a.o"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		e, err := elf.NewFile(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		_, _ = readFunctions(e) // any bytes: an error or functions, never a panic
+	})
 }

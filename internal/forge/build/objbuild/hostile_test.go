@@ -64,12 +64,17 @@ func TestModuleDirIsNotFilledThroughALink(t *testing.T) {
 func funcs(n int, offsets ...uint64) []byte {
 	var rela bytes.Buffer
 	for _, o := range offsets {
-		_ = binary.Write(&rela, binary.LittleEndian, elf.Rela64{Off: o, Info: 1 << 32})
+		r := elf.Rela64{Off: o, Info: 1 << 32}
+		if o%funcEntry == funcObject { // the name of its object: "f"
+			r.Info, r.Addend = 2<<32, 1
+		}
+		_ = binary.Write(&rela, binary.LittleEndian, r)
 	}
 	names := []byte("\x00f\x00.rela.kpatch.funcs\x00.kpatch.funcs\x00.symtab\x00.strtab\x00")
 	name := func(s string) uint32 { return uint32(bytes.Index(names, []byte("\x00"+s+"\x00")) + 1) }
 	var symbols bytes.Buffer
-	_ = binary.Write(&symbols, binary.LittleEndian, []elf.Sym64{{}, {Name: 1, Info: uint8(elf.STT_FUNC), Shndx: 2}})
+	_ = binary.Write(&symbols, binary.LittleEndian, []elf.Sym64{{}, {Name: 1, Info: uint8(elf.STT_FUNC), Shndx: 2},
+		{Info: uint8(elf.STT_SECTION), Shndx: 4}})
 	sections := []struct {
 		h    elf.Section64
 		data []byte
@@ -95,12 +100,13 @@ func funcs(n int, offsets ...uint64) []byte {
 
 // A function that the list does not name would be replaced without a proof.
 func TestFunctionWithoutNameIsAnError(t *testing.T) {
-	if names, err := replacedFunctions(funcs(2, 0, 56)); err != nil || len(names) != 2 {
+	if names, err := replacedFunctions(funcs(2, 0, 48, 56, 104)); err != nil || len(names) != 2 {
 		t.Fatalf("names %q, %v", names, err)
 	}
 	for what, o := range map[string][]byte{
-		"a function without relocation": funcs(2, 0),
-		"a relocation at an odd place":  funcs(2, 0, 57),
+		"a function without relocation": funcs(2, 0, 48, 104),
+		"a function without an object":  funcs(2, 0, 48, 56),
+		"a relocation at an odd place":  funcs(2, 0, 48, 57, 104),
 		"no relocation":                 funcs(1),
 	} {
 		if names, err := replacedFunctions(o); err == nil {
