@@ -67,6 +67,11 @@ func (j *job) extract(ctx context.Context) error {
 	if len(j.result.Refusals) > 0 {
 		return nil
 	}
+	for _, o := range j.objects {
+		if o.same {
+			j.result.Unchanged = append(j.result.Unchanged, o.unit.Source)
+		}
+	}
 	if err := j.somethingChanged(); err != nil {
 		return err
 	}
@@ -115,7 +120,7 @@ func (j *job) differSaid(o *object) error {
 		return err
 	}
 	if len(o.changed) == 0 {
-		r := build.Refuse("nothing_replaced", o.unit.Source)
+		r := j.refusal("nothing_replaced", o)
 		r.Detail = shorten(said)
 		j.refuse(r)
 	}
@@ -183,10 +188,10 @@ var complaints = []struct {
 }
 
 func (j *job) refuseDiffer(o *object, said []byte) {
-	r := build.Refuse("differ_refused", o.unit.Source)
+	r := j.refusal("differ_refused", o)
 	for _, c := range complaints {
 		if m := c.text.FindSubmatch(said); m != nil {
-			r = build.Refuse(c.code, o.unit.Source)
+			r = j.refusal(c.code, o)
 			for _, g := range m[1:] {
 				if len(g) > 0 {
 					r.Function = string(g)

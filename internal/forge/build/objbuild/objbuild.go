@@ -154,6 +154,18 @@ func (j *job) steps(link bool) []func(context.Context) error {
 // (include/linux/moduleparam.h: 64 - sizeof(unsigned long)).
 const maxModuleName = 55
 
+// refusal makes a refusal about an object, with the touched files that it was
+// reached through.
+func (j *job) refusal(code fault.Code, o *object) build.Refusal {
+	r := build.Refuse(code, o.unit.Source)
+	for _, f := range j.plan.Files() {
+		if f != o.unit.Source && slices.Contains(o.deps, f) {
+			r.Through = append(r.Through, f)
+		}
+	}
+	return r
+}
+
 func (j *job) refuse(r build.Refusal) { j.result.Refusals = append(j.result.Refusals, r) }
 
 func (j *job) warn(r build.Refusal) { j.result.Warnings = append(j.result.Warnings, r) }

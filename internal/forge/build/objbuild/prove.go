@@ -54,13 +54,13 @@ func (j *job) compare(_ context.Context) error {
 			changed++
 		}
 		for _, c := range d.Stopping {
-			r := build.Refuse(fault.Code(c.Kind), o.unit.Source)
+			r := j.refusal(fault.Code(c.Kind), o)
 			r.Function, r.Section, r.Detail = c.Name, c.Section, c.Why
 			j.refuse(r)
 		}
 		for _, n := range d.Undefined {
 			if !j.symbols[n] && !defined[n] {
-				r := build.Refuse("symbol_missing", o.unit.Source)
+				r := j.refusal("symbol_missing", o)
 				r.Function = n
 				j.refuse(r)
 			}
@@ -132,7 +132,7 @@ func (j *job) proveObject(ctx context.Context, o *object, functions []string) er
 	m.Different = append(m.Different, r.Different...)
 	for _, d := range r.Different {
 		if d.Replaced {
-			j.refuseUnproved(d.File, d.Function, d.Why)
+			j.refuseUnproved(o, d.Function, d.Why)
 		}
 	}
 	return nil
@@ -179,10 +179,10 @@ func (j *job) shipped(ctx context.Context, o *object) (string, error) {
 	return file, durable.WriteFile(file, b, 0o644)
 }
 
-func (j *job) refuseUnproved(file, function, why string) {
-	r := build.Refuse("match_failed", file)
+func (j *job) refuseUnproved(o *object, function, why string) {
+	r := j.refusal("match_failed", o)
 	if env := j.result.Match.Environment; len(env) > 0 {
-		r = build.Refuse("wrong_environment", file)
+		r = j.refusal("wrong_environment", o)
 		r.Hint = environmentHint(env)
 	}
 	r.Function, r.Detail = function, why
@@ -205,7 +205,7 @@ func (j *job) onlyReplaced(ctx context.Context) error {
 					return err
 				}
 				if i = slices.IndexFunc(m.Replaced, is); i < 0 {
-					j.refuseUnproved(o.unit.Source, f.Name, "the function was not compared")
+					j.refuseUnproved(o, f.Name, "the function was not compared")
 					continue
 				}
 			}

@@ -20,6 +20,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/queue"
@@ -240,6 +241,35 @@ func keys(ms ...map[string]bool) func(func(string) bool) {
 			}
 		}
 	}
+}
+
+// Reach says which source files a plan reaches, sorted, without compiling
+// anything; refusals are those that need no compiler.
+func (d *Driver) Reach(ctx context.Context, p compose.Plan) (sources []string, refusals []build.Refusal, err error) {
+	j := &job{Driver: d, plan: p, tree: kerneltree.At(d.Cache, p.Kernel), scratch: filepath.Join(d.Cache, "builds", "none"),
+		clock: build.NewClock(nil)}
+	if err := j.know(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := j.reach(ctx); err != nil {
+		return nil, nil, err
+	}
+	for _, o := range j.objects {
+		sources = append(sources, o.unit.Source)
+	}
+	return slices.Compact(sources), j.result.Refusals, nil
+}
+
+// Includers lists the source files of a kernel build that a file is compiled
+// into: itself, or all that include it. Empty means that this kernel build
+// does not have it.
+func (d *Driver) Includers(ctx context.Context, e catalog.Entry, file string) ([]string, error) {
+	j := &job{Driver: d, tree: kerneltree.At(d.Cache, e), scratch: filepath.Join(d.Cache, "builds", "none")}
+	j.plan.Kernel = e
+	if err := j.know(ctx); err != nil {
+		return nil, err
+	}
+	return j.graph.Includers(file), nil
 }
 
 // Objects lists what a source file is a part of in a kernel build: vmlinux or
