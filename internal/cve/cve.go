@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cve holds the identifier of a vulnerability and what is said of it.
+// Package cve holds the identifier of a vulnerability and what is said of it:
+// Record, with the source of every value. It reads nothing; feeds do.
+//
+// Start with Record and StateAt.
 package cve
 
 import (
