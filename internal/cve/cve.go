@@ -7,7 +7,9 @@
 package cve
 
 import (
+	"cmp"
 	"regexp"
+	"strings"
 
 	"klatch/internal/fault"
 )
@@ -35,4 +37,15 @@ func (id *ID) UnmarshalText(b []byte) error {
 	}
 	*id = p
 	return nil
+}
+
+// Compare orders identifiers by year, then by number.
+func Compare(a, b ID) int {
+	part := func(id ID) (string, string) {
+		year, number, _ := strings.Cut(strings.TrimPrefix(string(id), "CVE-"), "-")
+		return year, number
+	}
+	yearA, nA := part(a)
+	yearB, nB := part(b)
+	return cmp.Or(strings.Compare(yearA, yearB), cmp.Compare(len(nA), len(nB)), strings.Compare(nA, nB))
 }

@@ -91,14 +91,14 @@ func StateAt(dyads []Dyad, v Version) (State, Dyad) {
 		if !d.Fixed.IsZero() && d.Fixed.Compare(v) <= 0 {
 			a.state = StateFixed
 		}
-		old, ok := answers[d.VulnerableCommit]
+		old, ok := answers[d.origin()]
 		if !ok || own && !old.own || own == old.own && a.state == StateFixed {
-			answers[d.VulnerableCommit] = a
+			answers[d.origin()] = a
 		}
 	}
 	best := answer{state: StateNotPresent}
 	for _, d := range dyads { // in the order of the feed, so that the answer does not depend on the map's
-		a, ok := answers[d.VulnerableCommit]
+		a, ok := answers[d.origin()]
 		if ok && (best.state == StateNotPresent || a.state == StateAffected && best.state == StateFixed) {
 			best = a
 		}
@@ -119,3 +119,5 @@ func (d Dyad) reaches(v Version) bool {
 	}
 	return d.Vulnerable.Compare(v) <= 0
 }
+
+func (d Dyad) origin() string { return d.Vulnerable.String() + ":" + d.VulnerableCommit }
