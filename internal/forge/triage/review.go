@@ -160,7 +160,7 @@ func Lint(dir string, today time.Time) (Reviews, []Finding, error) {
 		}
 		v, err := ParseReviewed(rel, b, today)
 		if err != nil {
-			findings = append(findings, Finding{rel, err.Error()})
+			findings = append(findings, Finding{rel, strings.Join(strings.Fields(err.Error()), " ")})
 			return nil
 		}
 		all[v.CVE] = v
