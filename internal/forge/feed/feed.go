@@ -61,8 +61,8 @@ func (p Problem) String() string {
 // Limits of what is read. The kernel CNA has 14,600 records in mid-2026, of
 // which the longest has 36 files and 12 dyads in the JSON Lines form.
 const (
-	maxBytes    = 1 << 30 // uncompressed, of one file
-	maxRecord   = 2 << 20 // one line, or one file of a folder
+	maxBytes    = 256 << 20 // uncompressed, of one file
+	maxRecord   = 2 << 20   // one line, or one file of a folder
 	maxRecords  = 1_000_000
 	maxList     = 4096 // files, commits or dyads of one record
 	maxText     = 256 << 10

@@ -31,7 +31,10 @@ func write(t testing.TB, name, content string) string {
 func zipped(t testing.TB, s string) string {
 	t.Helper()
 	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
+	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := z.Write([]byte(s)); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +152,7 @@ func TestAFileThatIsNoFeedIsRefused(t *testing.T) {
 		{"a key nobody knows", "a.toml", "vendor = \"x\"\nseverity = 1\n", "bad_feed"},
 		{"no vendor", "a.toml", "[priority]\n", "bad_feed"},
 		{"a file named for no vendor", "A feed!.csv", "CVE-2026-1000,high\n", "bad_feed"},
+		{"a small file that is large", "a.jsonl.gz", zipped(t, strings.Repeat(" ", 257<<20)), "bad_feed"},
 		{"a cut download", "a.jsonl.gz", zipped(t, strings.Repeat(good+"\n", 50))[:200], "bad_feed"},
 	} {
 		err := feed.NewSet().Read(write(t, c.file, c.content), "")

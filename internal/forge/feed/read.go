@@ -8,6 +8,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -131,7 +132,7 @@ type limited struct {
 func (l *limited) Read(b []byte) (int, error) {
 	n, err := l.r.Read(b)
 	if l.n -= int64(n); l.n < 0 {
-		return 0, errors.New("it is over the limit of 1 GiB")
+		return 0, fmt.Errorf("it is over the limit of %d bytes", maxBytes)
 	}
 	return n, err
 }

@@ -92,7 +92,7 @@ func (k Kernel) FactsOf(x fixes.Fix, r cve.Record, reviews Reviews) Facts {
 	f := k.facts(x.Files, reviews.Of(x.CVE, k.Series))
 	f.Status, f.Reason, f.From = x.Status, x.Reason, r.CNA
 	if x.KnownBy == fixes.ByChangelog {
-		f.From = cve.Source{Feed: "changelog", File: x.Upload}
+		f.From = cve.Source{Feed: "changelog", File: "linux " + x.Upload}
 	}
 	return f
 }
