@@ -197,14 +197,14 @@ type cve5Version struct {
 // kernel CNA's repository security/vulns has them, with the files .dyad,
 // .sha1 and .cvss beside each.
 func (s *Set) readFolder(dir string, from cve.Source) error {
-	_, err := s.readFolderLines(dir, from, nil)
-	return err
+	return s.readFolderLines(dir, from, nil)
 }
 
 // readFolderLines gives each record to keep as well, in the form of a line.
-func (s *Set) readFolderLines(dir string, from cve.Source, keep func(line) error) (n int, err error) {
+func (s *Set) readFolderLines(dir string, from cve.Source, keep func(line) error) error {
 	from.Feed = CNA
-	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	n := 0
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasPrefix(d.Name(), "CVE-") || filepath.Ext(p) != ".json" {
 			return err
 		}
@@ -229,7 +229,7 @@ func (s *Set) readFolderLines(dir string, from cve.Source, keep func(line) error
 		err = fault.New(fault.Invalid, "bad_feed", "folder %s has no CVE-*.json", dir).
 			WithHint("name the folder cve/published of the kernel CNA's repository")
 	}
-	return n, err
+	return err
 }
 
 // errRejected marks a record that the CNA took back: it says nothing.

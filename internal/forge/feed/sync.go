@@ -162,7 +162,7 @@ func (s *Set) contentOf(path string, from cve.Source) ([]byte, string, error) {
 		var b bytes.Buffer
 		z := gzip.NewWriter(&b)
 		enc := json.NewEncoder(z)
-		_, err := s.readFolderLines(path, from, func(l line) error { return enc.Encode(l) })
+		err := s.readFolderLines(path, from, func(l line) error { return enc.Encode(l) })
 		err = errors.Join(err, z.Close())
 		return b.Bytes(), CNA + ".jsonl.gz", err
 	}

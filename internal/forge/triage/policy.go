@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"math"
 	"path/filepath"
 	"slices"
 
@@ -98,7 +99,7 @@ func ParsePolicy(b []byte) (Policy, error) {
 				WithHint("use critical, high, medium, low, negligible")
 		}
 	}
-	if !(p.MinCVSS > 0 && p.MinCVSS <= 10) { //nolint:staticcheck // NaN must fail too
+	if p.MinCVSS <= 0 || p.MinCVSS > 10 || math.IsNaN(p.MinCVSS) {
 		return p, fault.New(fault.Invalid, "bad_policy", "min_cvss is %v", p.MinCVSS).WithHint("use more than 0 and at most 10")
 	}
 	if p.Name == "everything" || p.Name == "" {
