@@ -107,7 +107,6 @@ var (
 type item struct {
 	indent int
 	text   []byte
-	change int // its place in Changes once it has ended
 	group  string
 	cves   []cve.ID // inherited by its parts
 }

@@ -23,7 +23,7 @@ func parsed(t testing.TB, file string) []changelog.Upload {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	defer f.Close()
 	u, err := changelog.Parse(f, file)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -88,7 +89,7 @@ func (s *Set) takeLine(b []byte, place string, from cve.Source) error {
 	var l line
 	if err := json.Unmarshal(b, &l); err != nil {
 		s.problem(Problem{File: from.File, Place: place, Text: "not a record: " + err.Error()})
-		return nil
+		return nil //nolint:nilerr // kept aside
 	}
 	return s.take(l, place, from)
 }
@@ -101,7 +102,7 @@ func (s *Set) take(l line, place string, from cve.Source) error {
 	if err != nil {
 		id, _ := cve.Parse(l.CVE)
 		s.problem(Problem{File: from.File, Place: place, CVE: id, Text: err.Error()})
-		return nil
+		return nil //nolint:nilerr // kept aside
 	}
 	if err := s.full(r.ID); err != nil {
 		return err
@@ -110,9 +111,7 @@ func (s *Set) take(l line, place string, from cve.Source) error {
 	if l.Source != "" && l.Vector != "" {
 		vectors[l.Source] = l.Vector
 	}
-	for by, vector := range l.Vectors {
-		vectors[by] = vector
-	}
+	maps.Copy(vectors, l.Vectors)
 	for by, vector := range vectors {
 		value, err := score(vector)
 		if err == nil && (len(by) > 64 || oneLine(by) != by || by == "") {
@@ -216,7 +215,7 @@ func (s *Set) readFolderLines(dir string, from cve.Source, keep func(line) error
 		l, err := readRecord(p)
 		if err != nil {
 			s.problem(Problem{File: from.File, Place: name, Text: err.Error()})
-			return nil
+			return nil //nolint:nilerr // kept aside
 		}
 		if keep != nil {
 			if err := keep(l); err != nil {

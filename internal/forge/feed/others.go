@@ -43,8 +43,7 @@ func (s *Set) readCSV(r io.Reader, vendor string, from cve.Source) error {
 			return nil
 		}
 		if err != nil {
-			var bad *csv.ParseError
-			if errors.As(err, &bad) { // the reader goes on with the next line
+			if bad, ok := errors.AsType[*csv.ParseError](err); ok { // the reader goes on with the next line
 				s.problem(Problem{File: from.File, Place: fmt.Sprintf("line %d", bad.Line), Text: bad.Err.Error()})
 				continue
 			}
@@ -107,7 +106,7 @@ func (s *Set) prioritize(id, word, vendor, place string, from cve.Source) error 
 	c, err := cve.Parse(strings.TrimSpace(id))
 	if err != nil {
 		s.problem(Problem{File: from.File, Place: place, Text: err.Error()})
-		return nil
+		return nil //nolint:nilerr // kept aside
 	}
 	if err := s.full(c); err != nil {
 		return err

@@ -115,7 +115,7 @@ func (s *Set) readJSON(b []byte, from cve.Source) error {
 		l, err := parseCVE5(b)
 		if err != nil {
 			s.problem(Problem{File: from.File, Place: "record", Text: err.Error()})
-			return nil
+			return nil //nolint:nilerr // kept aside
 		}
 		return s.take(l, "record", from)
 	}
@@ -140,8 +140,8 @@ func (l *limited) Read(b []byte) (int, error) {
 func uncompressed(r io.Reader, name string) (io.Reader, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(2)
-	if err != nil || !bytes.Equal(magic, []byte{0x1f, 0x8b}) { // a read error comes again
-		return &limited{br, maxBytes}, nil
+	if err != nil || !bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		return &limited{br, maxBytes}, nil //nolint:nilerr // a read error comes again
 	}
 	z, err := gzip.NewReader(br)
 	if err != nil {

@@ -31,7 +31,7 @@ func TestTheChangelogOfANewerVersionKnowsTheKernelsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading only
+	defer f.Close()
 	uploads, err := changelog.Parse(f, file)
 	if err != nil {
 		t.Fatal(err)
