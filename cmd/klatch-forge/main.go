@@ -53,7 +53,7 @@ Only publishers need it; machines run klatch, servers klatch-server.`,
 	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
 	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
 	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o),
-		signCommand(o), publishCommand(o), demoCommand(o), versionCommand())
+		signCommand(o), publishCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
 	return c
 }
 

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cve holds the identifier of a vulnerability and what is said of it.
+// Package cve holds the identifier of a vulnerability and what is said of it:
+// Record, with the source of every value. It reads nothing; feeds do.
+//
+// Start with Record and StateAt.
 package cve
 
 import (
+	"cmp"
 	"regexp"
+	"strings"
 
 	"klatch/internal/fault"
 )
@@ -32,4 +37,15 @@ func (id *ID) UnmarshalText(b []byte) error {
 	}
 	*id = p
 	return nil
+}
+
+// Compare orders identifiers by year, then by number.
+func Compare(a, b ID) int {
+	part := func(id ID) (string, string) {
+		year, number, _ := strings.Cut(strings.TrimPrefix(string(id), "CVE-"), "-")
+		return year, number
+	}
+	yearA, nA := part(a)
+	yearB, nB := part(b)
+	return cmp.Or(strings.Compare(yearA, yearB), cmp.Compare(len(nA), len(nB)), strings.Compare(nA, nB))
 }

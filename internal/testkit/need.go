@@ -60,6 +60,7 @@ var probes = map[string]func() bool{
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
 	"gcc":         allInPath("gcc", "ld"),
+	"shared":      func() bool { return sharedDir() != "" },
 }
 
 // SignFile is the kernel's own program that signs modules: the one that
