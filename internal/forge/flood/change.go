@@ -82,8 +82,7 @@ func sameContent(a, b string) (bool, error) {
 }
 
 // compareFile reads what differs in a file that differs.
-func compareFile(ctx context.Context, oldDir, newDir, file string) (*change, error) {
-	a, b := filepath.Join(oldDir, file), filepath.Join(newDir, file)
+func compareFile(ctx context.Context, a, b, file string) (*change, error) {
 	old, err := durable.ReadFile(a, maxSource)
 	if err != nil {
 		return nil, err

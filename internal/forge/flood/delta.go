@@ -24,23 +24,43 @@ type Delta struct {
 }
 
 // Includers says which source files of the kernel build a file is compiled
-// into; none means that the kernel build does not have it.
-type Includers func(file string) ([]string, error)
+// into, sorted; none means that the kernel build does not have it.
+type Includers func(file string) []string
+
+// Trees are the two sources.
+type Trees struct {
+	Old     string
+	Patched string // files of Old as the queue leaves them; the others are not there
+	New     string
+}
+
+func (t Trees) old(file string) (string, error) {
+	p := filepath.Join(t.Patched, file)
+	if ok, err := exists(p); t.Patched != "" && (ok || err != nil) {
+		return p, err
+	}
+	return filepath.Join(t.Old, file), nil
+}
 
 // Compare reads the files that differ. files lists what either source may
 // have, relative to both folders; what neither has is passed over.
-func Compare(ctx context.Context, oldDir, newDir string, files []string, includers Includers) (*Delta, error) {
+func Compare(ctx context.Context, trees Trees, files []string, includers Includers) (*Delta, error) {
 	d := &Delta{changes: map[string]*change{}, added: map[string]bool{}, reach: map[string][]string{}, byBase: map[string][]string{},
 		makers: map[string][]node{}, heads: map[string][]node{}, callers: map[string][]node{}}
 	for _, f := range files {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		was, err := exists(filepath.Join(oldDir, f))
+		a, err := trees.old(f)
 		if err != nil {
 			return nil, err
 		}
-		is, err := exists(filepath.Join(newDir, f))
+		b := filepath.Join(trees.New, f)
+		was, err := exists(a)
+		if err != nil {
+			return nil, err
+		}
+		is, err := exists(b)
 		if err != nil {
 			return nil, err
 		}
@@ -52,7 +72,7 @@ func Compare(ctx context.Context, oldDir, newDir string, files []string, include
 			d.byBase[path.Base(f)] = append(d.byBase[path.Base(f)], f)
 			continue
 		}
-		same, err := sameContent(filepath.Join(oldDir, f), filepath.Join(newDir, f))
+		same, err := sameContent(a, b)
 		if err != nil {
 			return nil, err
 		}
@@ -60,14 +80,12 @@ func Compare(ctx context.Context, oldDir, newDir string, files []string, include
 			continue
 		}
 		d.byBase[path.Base(f)] = append(d.byBase[path.Base(f)], f)
-		if d.reach[f], err = includers(f); err != nil {
-			return nil, err
-		}
+		d.reach[f] = includers(f)
 		d.changes[f] = &change{file: f}
 		if len(d.reach[f]) == 0 { // that it differs is all that matters
 			continue
 		}
-		if d.changes[f], err = compareFile(ctx, oldDir, newDir, f); err != nil {
+		if d.changes[f], err = compareFile(ctx, a, b, f); err != nil {
 			return nil, err
 		}
 	}

@@ -39,14 +39,11 @@ type Builder interface {
 
 // Candidate is one CVE between the two uploads, with what policy says of it.
 type Candidate struct {
-	ID      cve.ID   `json:"cve"`
-	Subject string   `json:"subject"`
-	Files   []string `json:"files"` // that its fix touches, as its record names them; none where nobody knows
-	Source  string   `json:"source"`
-	Wanted  bool     `json:"wanted"` // policy asks for a livepatch
-	// Otherwise: below_policy, unrated or not_affected, and why.
-	Status Status `json:"status,omitempty"`
-	Reason string `json:"reason,omitempty"`
+	ID     cve.ID
+	Files  []string // that its fix touches, as its record names them; none where nobody knows
+	Wanted bool     // policy asks for a livepatch
+	Reason string   // why it does, or does not
+	Status Status   // where it does not: below_policy, unrated, not_affected or no_data
 }
 
 // Options of a run.
@@ -87,8 +84,9 @@ func (l *lot) name() string {
 // runner is one run.
 type runner struct {
 	Options
-	b     Builder
-	delta *Delta
+	b      Builder
+	delta  *Delta
+	queued map[cve.ID]bool
 }
 
 // Outcome is what a run found out.
@@ -105,7 +103,12 @@ func Run(ctx context.Context, b Builder, d *Delta, all []Candidate, o Options) (
 	if o.Tell == nil {
 		o.Tell = func(string, ...any) {}
 	}
-	r := &runner{o, b, d}
+	r := &runner{o, b, d, map[cve.ID]bool{}}
+	for _, p := range o.Base {
+		for _, id := range p.Fixes {
+			r.queued[id] = true
+		}
+	}
 	ledger := newLedger(o.Kernel)
 	lots, err := r.lots(ctx, all, &ledger)
 	if err != nil {
@@ -120,7 +123,7 @@ func Run(ctx context.Context, b Builder, d *Delta, all []Candidate, o Options) (
 		return Outcome{}, err
 	}
 	for _, l := range lots {
-		ledger.enter(l, d)
+		ledger.enter(l)
 	}
 	ledger.finish(all)
 	patches, err := r.patches(ctx, passed)
@@ -132,6 +135,10 @@ func Run(ctx context.Context, b Builder, d *Delta, all []Candidate, o Options) (
 func (r *runner) lots(ctx context.Context, all []Candidate, ledger *Ledger) ([]*lot, error) {
 	byKey := map[string]*lot{}
 	for _, c := range all {
+		if r.queued[c.ID] {
+			ledger.add(Entry{CVE: c.ID, Status: Livepatched, Reason: "it is in the queue already"})
+			continue
+		}
 		if !c.Wanted {
 			ledger.add(Entry{CVE: c.ID, Status: c.Status, Reason: c.Reason})
 			continue

@@ -12,6 +12,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
 )
 
 // Status is where a CVE stands in the ledger; each stands once.
@@ -59,7 +60,28 @@ type Ledger struct {
 	// has: livepatched, refused and failed_test.
 	Applies int     `json:"applies"`
 	Share   float64 `json:"share"` // livepatched of those that apply, 0 to 1
-	Entries []Entry `json:"entries"`
+	// Livepatch is the one that was built; null where none was.
+	Livepatch *Livepatch `json:"livepatch"`
+	Trouble   string     `json:"trouble,omitempty"` // why it was not
+	Entries   []Entry    `json:"entries"`
+}
+
+// Livepatch is the cumulative one that a run ends with.
+type Livepatch struct {
+	Sequence  livepatch.Sequence `json:"sequence"`
+	SHA256    string             `json:"sha256"`
+	Bytes     int64              `json:"bytes"`
+	Functions int                `json:"functions"`
+}
+
+// Fail says that the livepatch did not pass its test: nothing in it counts.
+func (g *Ledger) Fail(why string) {
+	for i := range g.Entries {
+		if g.Entries[i].Status == Livepatched {
+			g.Entries[i].Status, g.Entries[i].Reason = FailedTest, why
+		}
+	}
+	g.Count()
 }
 
 func newLedger(e catalog.Entry) Ledger {
@@ -70,7 +92,7 @@ func newLedger(e catalog.Entry) Ledger {
 func (g *Ledger) add(e Entry) { g.Entries = append(g.Entries, e) }
 
 // enter adds the CVEs of a lot that was tried.
-func (g *Ledger) enter(l *lot, d *Delta) {
+func (g *Ledger) enter(l *lot) {
 	for _, id := range l.cves {
 		e := Entry{CVE: id, Files: l.nodes.files()}
 		for _, other := range l.cves {
@@ -96,7 +118,6 @@ func (g *Ledger) enter(l *lot, d *Delta) {
 		}
 		g.add(e)
 	}
-	_ = d
 }
 
 // finish sorts and counts, and makes sure that each candidate stands once.

@@ -260,18 +260,6 @@ func (d *Driver) Reach(ctx context.Context, p compose.Plan) (sources []string, r
 	return slices.Compact(sources), j.result.Refusals, nil
 }
 
-// Includers lists the source files of a kernel build that a file is compiled
-// into: itself, or all that include it. Empty means that this kernel build
-// does not have it.
-func (d *Driver) Includers(ctx context.Context, e catalog.Entry, file string) ([]string, error) {
-	j := &job{Driver: d, tree: kerneltree.At(d.Cache, e), scratch: filepath.Join(d.Cache, "builds", "none")}
-	j.plan.Kernel = e
-	if err := j.know(ctx); err != nil {
-		return nil, err
-	}
-	return j.graph.Includers(file), nil
-}
-
 // Objects lists what a source file is a part of in a kernel build: vmlinux or
 // modules by name, sorted; for a header, all that include it. Empty means that
 // this kernel build does not have it.
