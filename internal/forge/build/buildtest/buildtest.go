@@ -2,7 +2,8 @@
 
 // Package buildtest is the conformance suite of builders: a driver that passes
 // it may be chosen by klatch-forge build. It builds on a real kernel and takes
-// minutes. Start with Run; Subject is what a driver's test must say.
+// minutes. Start with Run; Subject is what a driver's test must say. Replace
+// shows in the lab what the file does not: that one livepatch replaces another.
 package buildtest
 
 import (
@@ -44,11 +45,6 @@ type Subject struct {
 	Refused   []Refused            // at least a source that does not compile
 	Unbuilt   compose.Plan         // touches only files that the kernel was not built from
 
-	// Replaces reads from a module whether the kernel will find replace set;
-	// nil where the module sets it only while it runs. Then a test in the lab
-	// must show it.
-	Replaces func(module []byte) (bool, error)
-
 	Scratch string   // folder of the builds on their way; empty between them
 	Tree    string   // source tree, which no build may change
 	Watched []string // files of Tree to look at; those that the plans touch
@@ -77,7 +73,7 @@ func Run(t *testing.T, s Subject) {
 	var good build.Result
 	t.Run("a good plan is built", func(t *testing.T) {
 		good = s.build(t, s.Builder, s.Good, t.TempDir())
-		s.checkBuilt(t, good, s.Good)
+		checkBuilt(t, good, s.Good)
 		if !slices.Equal(good.Functions, s.Functions) {
 			t.Errorf("functions %v, want %v", good.Functions, s.Functions)
 		}
@@ -146,7 +142,7 @@ func (s Subject) build(t *testing.T, b build.Builder, p compose.Plan, data strin
 }
 
 // checkBuilt looks at everything that a result and its module promise.
-func (s Subject) checkBuilt(t *testing.T, res build.Result, p compose.Plan) {
+func checkBuilt(t *testing.T, res build.Result, p compose.Plan) {
 	t.Helper()
 	if res.Result != build.Built || res.Module == nil {
 		t.Errorf("result %s, module %v, refusals %+v", res.Result, res.Module, res.Refusals)
@@ -189,10 +185,10 @@ func (s Subject) checkBuilt(t *testing.T, res build.Result, p compose.Plan) {
 	if name := p.Sequence.ModuleName() + ".ko"; filepath.Base(res.Module.Path) != name {
 		t.Errorf("module %s, want %s", res.Module.Path, name)
 	}
-	s.checkModule(t, b, p)
+	checkModule(t, b, p)
 }
 
-func (s Subject) checkModule(t *testing.T, b []byte, p compose.Plan) {
+func checkModule(t *testing.T, b []byte, p compose.Plan) {
 	t.Helper()
 	info, err := module.Info(b)
 	if err != nil {
@@ -215,11 +211,6 @@ func (s Subject) checkModule(t *testing.T, b []byte, p compose.Plan) {
 	if l := info["license"]; len(l) == 0 || !strings.HasPrefix(l[0], "GPL") {
 		t.Errorf("license %q", l)
 	}
-	if s.Replaces != nil {
-		if on, err := s.Replaces(b); err != nil || !on {
-			t.Errorf("replace %v, %v", on, err)
-		}
-	}
 }
 
 // testParallel builds the good plan again, with the same bytes, while another
@@ -234,7 +225,7 @@ func (s Subject) testParallel(t *testing.T, good build.Result) {
 	wg.Go(func() { other = s.build(t, s.Builder, last, data) })
 	wg.Wait()
 	sameModule(t, again, good)
-	s.checkBuilt(t, other, last)
+	checkBuilt(t, other, last)
 	if again.Module != nil && other.Module != nil && again.Module.SHA256 == other.Module.SHA256 {
 		t.Error("two plans gave one module")
 	}

@@ -6,10 +6,12 @@
 package module
 
 import (
+	"archive/tar"
 	"bytes"
 	"debug/elf"
 	_ "embed" // the glue source
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +36,27 @@ const (
 	GlueName   = "klatch-info.c"
 	GlueObject = "klatch-info.o"
 )
+
+// Folder is the folder of the external module in the kernel's tree. It is the
+// same in every build, because its name reaches the object files.
+const Folder = "klatch-module"
+
+// Pack makes a tar archive of files in Folder. The build user unpacks it: root
+// would follow links that a bad build left in its scratch folder.
+func Pack(files map[string][]byte) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, n := range slices.Sorted(maps.Keys(files)) {
+		if err := w.WriteHeader(&tar.Header{Name: Folder + "/" + n, Mode: 0o644, Size: int64(len(files[n]))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(files[n]); err != nil {
+			return nil, err
+		}
+	}
+	err := w.Close()
+	return b.Bytes(), err
+}
 
 // GlueFlags are the compiler flags, as a makefile takes them, that Glue needs.
 func GlueFlags(p compose.Plan) string {

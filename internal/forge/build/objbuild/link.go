@@ -3,11 +3,9 @@
 package objbuild
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,9 +17,8 @@ import (
 	"klatch/internal/livepatch"
 )
 
-// moduleDir is the folder of the external module in the tree. It is the same
-// in every build, because its name reaches the object files.
-const moduleDir = "klatch-module"
+// moduleDir is the folder of the external module in the tree.
+const moduleDir = module.Folder
 
 // link makes the module: the differ's outputs, kpatch's livepatch hook with
 // replace set, and our information.
@@ -87,7 +84,7 @@ $(obj)/%[1]s.o: $(src)/kpatch.lds
 ccflags-y += -DKLP_REPLACE_ENABLE=true
 CFLAGS_%[2]s += %[3]s
 `, name, module.GlueObject, module.GlueFlags(j.plan))
-	packed, err := pack(parts)
+	packed, err := module.Pack(parts)
 	if err != nil {
 		return err
 	}
@@ -110,22 +107,6 @@ CFLAGS_%[2]s += %[3]s
 		}
 	}
 	return nil
-}
-
-// pack makes a tar archive of the module's folder.
-func pack(parts map[string][]byte) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, n := range slices.Sorted(maps.Keys(parts)) {
-		if err := w.WriteHeader(&tar.Header{Name: moduleDir + "/" + n, Mode: 0o644, Size: int64(len(parts[n]))}); err != nil {
-			return nil, err
-		}
-		if _, err := w.Write(parts[n]); err != nil {
-			return nil, err
-		}
-	}
-	err := w.Close()
-	return b.Bytes(), err
 }
 
 // inspect checks the finished module before anybody signs it: what was proved
