@@ -108,7 +108,7 @@ func TestConformance(t *testing.T) {
 			refused("work in exit", "module_shape", "", change{codeName, "counts_reads_exit(void) { }", "counts_reads_exit(void) { klp_shadow_free_all(READS_ID, NULL); }"}),
 			refused("no exit", "module_shape", "", change{codeName, "module_exit(counts_reads_exit);", ""}),
 			refused("init that changes the tables", "module_shape", "", change{codeName, "return klp_enable_patch(&patch);", "patch.replace = false;\n\treturn klp_enable_patch(&patch);"}),
-			refused("a callback that changes the tables", "module_shape", "", change{codeName, `pr_info("pre_patch ran\n");`, `funcs[0].old_sympos = 3;`}),
+			refused("a callback that changes the tables", "module_shape", "", change{codeName, `pr_info("pre_patch ran\n");`, `funcs[0].old_sympos = 3;`}, change{codeName, "/* Zeroed", "static struct klp_func funcs[2];\n/* Zeroed"}),
 			refused("another pointer to the tables", "module_shape", "", add("struct klp_func *leak = &funcs[0];")),
 			refused("two livepatches", "module_shape", "", add("struct klp_patch second = { .mod = THIS_MODULE, .replace = true };")),
 			refused("an exported function", "module_shape", "", add("void more(void); void more(void) { }\nEXPORT_SYMBOL_GPL(more);")),
