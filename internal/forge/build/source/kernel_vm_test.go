@@ -5,7 +5,6 @@
 package source_test
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,15 +17,9 @@ import (
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/queue"
-	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/kerneltest"
 )
-
-func TestMain(m *testing.M) {
-	sandbox.Child()
-	os.Exit(m.Run())
-}
 
 const (
 	fixture  = "../../../../lab/livepatches/counts-reads"

@@ -129,7 +129,7 @@ func (f *file) name(r reloc) string {
 	}
 	for _, s := range f.symbols {
 		if kind := elf.ST_TYPE(s.Info); int(s.Section) == r.section && (kind == elf.STT_OBJECT || kind == elf.STT_FUNC) &&
-			r.at+4 >= int64(s.Value) && r.at < int64(s.Value+s.Size) { //nolint:gosec // in a section
+			r.at+4+slack >= int64(s.Value) && r.at < int64(s.Value+s.Size) { //nolint:gosec // in a section
 			return s.Name
 		}
 	}

@@ -234,8 +234,7 @@ func (f *file) readObjects(t *tables, l layout, objs span) error {
 		}
 		at += uint64(l.object) //nolint:gosec // as above
 	}
-	t.ranges = append(t.ranges, span{objs.section, objs.from, at + uint64(l.object)}) //nolint:gosec // as above
-	return nil
+	return f.add(t, span{objs.section, objs.from, at + uint64(l.object)}) //nolint:gosec // as above
 }
 
 func (f *file) readFunctions(t *tables, l layout, object string, funcs span) error {
@@ -270,8 +269,19 @@ func (f *file) readFunctions(t *tables, l layout, object string, funcs span) err
 		t.Functions = append(t.Functions, e)
 		at += uint64(l.function) //nolint:gosec // as above
 	}
-	t.ranges = append(t.ranges, span{funcs.section, funcs.from, at + uint64(l.function)}) //nolint:gosec // as above
-	return nil
+	return f.add(t, span{funcs.section, funcs.from, at + uint64(l.function)}) //nolint:gosec // as above
+}
+
+// add takes a list with its end, which must lie in one variable: else the
+// kernel would go on reading in another.
+func (f *file) add(t *tables, list span) error {
+	for _, s := range f.symbols {
+		if elf.ST_TYPE(s.Info) == elf.STT_OBJECT && int(s.Section) == list.section && s.Value == list.from && s.Value+s.Size >= list.to {
+			t.ranges = append(t.ranges, list)
+			return nil
+		}
+	}
+	return shapef("a list of functions or objects does not end in its own variable; it needs an empty member at its end")
 }
 
 // variable finds the symbol of a variable, which must be the only one.
