@@ -122,8 +122,17 @@ func (j *job) open(object string) (*match.Image, error) {
 
 func (j *job) refuseUnproved(d match.Difference) {
 	r := build.Refuse("match_failed", d.File)
+	if e := j.plan.Kernel; e.SourceV != e.Version || e.ExtraCFlags != "" || afterWord(j.compiler) != afterWord(e.Compiler) {
+		r = build.Refuse("wrong_environment", d.File)
+	}
 	r.Function, r.Detail = d.Function, d.Why
 	j.refuse(r)
+}
+
+// afterWord leaves out the first word of a compiler's version: how it was called.
+func afterWord(version string) string {
+	_, rest, _ := strings.Cut(version, " ")
+	return rest
 }
 
 // locate finds the place of a proved function and compares it with what is
