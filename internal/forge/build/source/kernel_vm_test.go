@@ -69,6 +69,8 @@ func TestConformance(t *testing.T) {
 		return buildtest.Refused{Name: name, Code: code, Function: function, Plan: plan(k, handwritten(t, changes...))}
 	}
 	add := func(text string) change { return change{codeName, "MODULE_LICENSE", text + "\nMODULE_LICENSE"} }
+	otherFlags := k
+	otherFlags.Entry.ExtraCFlags = "-fno-omit-frame-pointer"
 	buildtest.Run(t, buildtest.Subject{
 		Builder: &source.Driver{Cache: cache},
 		Elsewhere: func(t *testing.T) build.Builder {
@@ -84,6 +86,7 @@ func TestConformance(t *testing.T) {
 		Watched:   []string{showFile, ".config", "Module.symvers", "include/generated/autoconf.h"},
 		Refused: []buildtest.Refused{
 			{Name: "source patches beside it", Code: "mixed_queue", Plan: plan(k, handwritten(t), queue.Patch{Name: "x"})},
+			{Name: "other flags than the kernel's", Code: "wrong_environment", Function: showFunc, Plan: plan(otherFlags, handwritten(t))},
 			refused("source that does not compile", "does_not_compile", "", add("int x = y;")),
 			refused("a module without a license", "does_not_compile", "", change{codeName, `MODULE_LICENSE("GPL");`, ""}),
 			refused("a symbol that is not exported", "symbol_missing", "saved_command_line",
