@@ -29,7 +29,9 @@ func TestQueueTakesAHandWrittenLivepatch(t *testing.T) {
 	if _, err := forge("init", data, "--profile", "lab"); err != nil {
 		t.Fatal(err)
 	}
-	in := func(args ...string) (string, error) { return forge(append([]string{"--dir", data, "queue"}, args...)...) }
+	in := func(args ...string) (string, error) {
+		return forge(append([]string{"--dir", data, "queue"}, args...)...)
+	}
 	check := filepath.Join(t.TempDir(), "check")
 	if err := os.WriteFile(check, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
