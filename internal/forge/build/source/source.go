@@ -261,7 +261,7 @@ func shorten(s string) string {
 
 // refuseShape tells what is about the module from what is our own trouble.
 func (j *job) refuseShape(err error) error {
-	shape, ok := errors.AsType[errShape](err)
+	shape, ok := errors.AsType[shapeError](err)
 	if !ok {
 		return err
 	}

@@ -43,13 +43,13 @@ func (s span) holds(section int, at uint64) bool {
 	return s.section == section && at >= s.from && at < s.to
 }
 
-// errShape says what of the module's form is not as we read it: the author
+// shapeError says what of the module's form is not as we read it: the author
 // must change it.
-type errShape struct{ why string }
+type shapeError struct{ why string }
 
-func (e errShape) Error() string { return e.why }
+func (e shapeError) Error() string { return e.why }
 
-func shapef(format string, args ...any) error { return errShape{fmt.Sprintf(format, args...)} }
+func shapef(format string, args ...any) error { return shapeError{fmt.Sprintf(format, args...)} }
 
 // Limits of what is read of a module.
 const (

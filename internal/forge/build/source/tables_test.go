@@ -134,7 +134,7 @@ func TestShapes(t *testing.T) {
 				}
 				return
 			}
-			if shape, ok := errors.AsType[errShape](err); !ok || !strings.Contains(shape.why, c.why) {
+			if shape, ok := errors.AsType[shapeError](err); !ok || !strings.Contains(shape.why, c.why) {
 				t.Errorf("got %v, want %q", err, c.why)
 			}
 		})
