@@ -19,11 +19,15 @@ import (
 // is gone after the test.
 func OtherCache(t testing.TB, k Kernel, change func(tree string)) string {
 	t.Helper()
-	cache, err := os.MkdirTemp("/var/tmp", "klatch-other-cache-")
+	cache, err := os.MkdirTemp("/var/tmp", "klatch-other-cache-") //nolint:usetesting // the build user must reach it
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(cache) })
+	t.Cleanup(func() {
+		if err := os.RemoveAll(cache); err != nil {
+			t.Error(err)
+		}
+	})
 	there := kerneltree.At(cache, k.Entry)
 	upper, work := filepath.Join(cache, "upper"), filepath.Join(cache, "work")
 	for _, d := range []string{there.Source(), upper, work} {

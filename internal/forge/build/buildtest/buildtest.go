@@ -136,7 +136,7 @@ func (s Subject) build(t *testing.T, b build.Builder, p compose.Plan, data strin
 		t.Errorf("broken: %s", res.Error)
 	}
 	for _, r := range append(slices.Clone(res.Refusals), res.Warnings...) {
-		inCatalogue(t, r)
+		listed(t, r)
 	}
 	return res
 }
@@ -294,12 +294,12 @@ func sameModule(t *testing.T, have, want build.Result) {
 	}
 }
 
-// inCatalogue wants a refusal or a warning that a person can look up.
-func inCatalogue(t *testing.T, f build.Refusal) {
+// listed wants a refusal or a warning that a person can look up.
+func listed(t *testing.T, f build.Refusal) {
 	t.Helper()
-	i := slices.IndexFunc(build.Catalogue, func(r build.Rule) bool { return r.Code == f.Code })
+	i := slices.IndexFunc(build.Catalogue, func(r build.Rule) bool { return r.Code == f.Code }) //nolint:misspell // the identifier is spelled so
 	if i < 0 || f.Rule == "" || f.Hint == "" {
-		t.Errorf("not as the catalogue has it: %+v", f)
+		t.Errorf("not as the list of refusals has it: %+v", f)
 	}
 }
 

@@ -58,7 +58,7 @@ func (k *Image) readTraced() {
 		}
 		for off := uint64(0); off+8 <= uint64(len(s.data)); off += 8 {
 			if r, ok := k.relocs[s.addr+off]; ok && r.outside == "" {
-				k.traced = append(k.traced, r.addr+uint64(r.addend)) //nolint:gosec // two's complement
+				k.traced = append(k.traced, r.addr+uint64(r.addend))
 			}
 		}
 	}

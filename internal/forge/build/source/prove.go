@@ -147,7 +147,7 @@ func (j *job) locate(image *match.Image, o *original, f queue.Replaced, p *match
 		return fault.New(fault.Internal, "match", "function %s was proved, but is nowhere", f.Name)
 	}
 	p.Position, p.SHA256 = place.Position, place.SHA256
-	if uint(place.Position) != f.Position && (f.Position != 0 || place.Of != 1) { //nolint:gosec // counts from 1
+	if uint(place.Position) != f.Position && (f.Position != 0 || place.Of != 1) {
 		r := build.Refuse("no_such_function", o.unit.Source)
 		r.Function = f.Name
 		r.Detail = fmt.Sprintf("%s has %d symbols of this name; that of %s is at position %d, declared is %d",

@@ -133,7 +133,7 @@ func (f *file) readRelocs(s *elf.Section) error {
 	for ; len(data) >= size; data = data[size:] {
 		info := binary.LittleEndian.Uint64(data[8:])
 		r := reloc{off: binary.LittleEndian.Uint64(data), kind: elf.R_X86_64(info & 0xffffffff),
-			at: int64(binary.LittleEndian.Uint64(data[16:]))} //nolint:gosec // two's complement
+			at: int64(binary.LittleEndian.Uint64(data[16:]))}
 		n := info >> 32
 		if n == 0 || n > uint64(len(f.symbols)) {
 			continue
@@ -141,7 +141,7 @@ func (f *file) readRelocs(s *elf.Section) error {
 		sym := f.symbols[n-1]
 		if int(sym.Section) < len(f.Sections) && sym.Section != elf.SHN_UNDEF {
 			r.section = int(sym.Section)
-			r.at += int64(sym.Value) //nolint:gosec // in a section
+			r.at += int64(sym.Value)
 		} else {
 			r.symbol = sym.Name
 		}
@@ -169,18 +169,18 @@ func (f *file) readTables() (tables, error) {
 	if len(names) != 1 {
 		return t, shapef("the module has %d variables of type struct klp_patch: %q", len(names), names)
 	}
-	at, err := f.variable(names[0], uint64(l.patch)) //nolint:gosec // checked by readLayout
+	at, err := f.variable(names[0], uint64(l.patch))
 	if err != nil {
 		return t, err
 	}
 	t.starts = at
 	t.ranges = append(t.ranges, at)
-	flag, err := f.bytes(at.section, at.from+uint64(l.members["klp_patch.replace"]), 1) //nolint:gosec // checked by readLayout
+	flag, err := f.bytes(at.section, at.from+uint64(l.members["klp_patch.replace"]), 1)
 	if err != nil {
 		return t, err
 	}
 	t.Replace = flag[0] != 0
-	objs, err := f.follow(&t, at.section, at.from+uint64(l.members["klp_patch.objs"])) //nolint:gosec // as above
+	objs, err := f.follow(at.section, at.from+uint64(l.members["klp_patch.objs"]))
 	if err != nil {
 		return t, err
 	}
@@ -191,20 +191,20 @@ func (f *file) readTables() (tables, error) {
 }
 
 func (f *file) readObjects(t *tables, l layout, objs span) error {
-	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) } //nolint:gosec // checked by readLayout
+	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) }
 	at := objs.from
 	for {
-		if (at-objs.from)/uint64(l.object) > maxEntries { //nolint:gosec // checked by readLayout
+		if (at-objs.from)/uint64(l.object) > maxEntries {
 			return shapef("the list of objects has no end")
 		}
-		if _, err := f.bytes(objs.section, at, uint64(l.object)); err != nil { //nolint:gosec // as above
+		if _, err := f.bytes(objs.section, at, uint64(l.object)); err != nil {
 			return err
 		}
-		name, named, err := f.text(t, objs.section, member(at, "klp_object.name"))
+		name, named, err := f.text(objs.section, member(at, "klp_object.name"))
 		if err != nil {
 			return err
 		}
-		funcs, err := f.follow(t, objs.section, member(at, "klp_object.funcs"))
+		funcs, err := f.follow(objs.section, member(at, "klp_object.funcs"))
 		if err != nil {
 			return err
 		}
@@ -219,7 +219,7 @@ func (f *file) readObjects(t *tables, l layout, objs span) error {
 		}
 		c := queue.Callback{Object: name}
 		for _, w := range queue.CallbackTimes {
-			place := member(at, "klp_object.callbacks") + uint64(l.members["klp_callbacks."+w]) //nolint:gosec // as above
+			place := member(at, "klp_object.callbacks") + uint64(l.members["klp_callbacks."+w])
 			if _, ok := f.reloc(objs.section, place); ok {
 				c.When = append(c.When, w)
 			}
@@ -232,22 +232,22 @@ func (f *file) readObjects(t *tables, l layout, objs span) error {
 				return err
 			}
 		}
-		at += uint64(l.object) //nolint:gosec // as above
+		at += uint64(l.object)
 	}
-	return f.add(t, span{objs.section, objs.from, at + uint64(l.object)}) //nolint:gosec // as above
+	return f.add(t, span{objs.section, objs.from, at + uint64(l.object)})
 }
 
 func (f *file) readFunctions(t *tables, l layout, object string, funcs span) error {
-	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) } //nolint:gosec // checked by readLayout
+	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) }
 	at := funcs.from
 	for {
 		if len(t.Functions) > maxEntries {
 			return shapef("the list of functions of %s has no end", object)
 		}
-		if _, err := f.bytes(funcs.section, at, uint64(l.function)); err != nil { //nolint:gosec // as above
+		if _, err := f.bytes(funcs.section, at, uint64(l.function)); err != nil {
 			return err
 		}
-		name, named, err := f.text(t, funcs.section, member(at, "klp_func.old_name"))
+		name, named, err := f.text(funcs.section, member(at, "klp_func.old_name"))
 		if err != nil {
 			return err
 		}
@@ -256,7 +256,7 @@ func (f *file) readFunctions(t *tables, l layout, object string, funcs span) err
 			return err
 		}
 		e := entry{Object: object, Name: name, Position: binary.LittleEndian.Uint64(raw)}
-		code, err := f.follow(t, funcs.section, member(at, "klp_func.new_func"))
+		code, err := f.follow(funcs.section, member(at, "klp_func.new_func"))
 		if err != nil {
 			return err
 		}
@@ -267,9 +267,9 @@ func (f *file) readFunctions(t *tables, l layout, object string, funcs span) err
 			return shapef("a function of %s, %q, has no name or no new function", object, name)
 		}
 		t.Functions = append(t.Functions, e)
-		at += uint64(l.function) //nolint:gosec // as above
+		at += uint64(l.function)
 	}
-	return f.add(t, span{funcs.section, funcs.from, at + uint64(l.function)}) //nolint:gosec // as above
+	return f.add(t, span{funcs.section, funcs.from, at + uint64(l.function)})
 }
 
 // add takes a list with its end, which must lie in one variable: else the
@@ -325,7 +325,7 @@ func (f *file) reloc(section int, at uint64) (reloc, bool) {
 }
 
 // follow reads a pointer of the tables; section 0 is NULL.
-func (f *file) follow(t *tables, section int, at uint64) (span, error) {
+func (f *file) follow(section int, at uint64) (span, error) {
 	raw, err := f.bytes(section, at, 8)
 	if err != nil {
 		return span{}, err
@@ -344,8 +344,8 @@ func (f *file) follow(t *tables, section int, at uint64) (span, error) {
 }
 
 // text reads a pointer to a string.
-func (f *file) text(t *tables, section int, at uint64) (string, bool, error) {
-	p, err := f.follow(t, section, at)
+func (f *file) text(section int, at uint64) (string, bool, error) {
+	p, err := f.follow(section, at)
 	if err != nil || p.section == 0 {
 		return "", false, err
 	}
