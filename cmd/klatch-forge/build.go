@@ -14,7 +14,6 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/cve"
 	"klatch/internal/forge/build"
-	"klatch/internal/forge/build/objbuild"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
@@ -36,6 +35,10 @@ func buildCommand(o *options) *cobra.Command {
 unpatched code is byte for byte what the distribution's kernel runs, extracts
 the changed functions and links them into one module with replace set. The same
 queue gives the same bytes; a changed queue gives the next sequence.
+
+A queue with a hand-written livepatch (klatch-forge queue add --source) is
+compiled as it is; that the functions which it replaces are the kernel's own,
+with their prototypes, is proved, and what the new ones do is not.
 
 Exit status: 0 built; 3 refused, with code, place, rule and a hint
 (docs/reference/refusals.md); 4 this kernel was built from none of the touched
@@ -76,20 +79,16 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, e
 	if err != nil {
 		return none, err
 	}
-	patches, err := queue.Open(d.Path, e.Series).List()
+	q := queue.Open(d.Path, e.Series)
+	patches, err := q.List()
 	if err != nil {
 		return none, err
 	}
-	cache, err := o.cacheDir()
+	hand, err := q.Handwritten()
 	if err != nil {
 		return none, err
 	}
-	c := o.console(cmd)
-	a, _, err := o.openArchive(cmd.Context(), string(e.Distro))
-	if err != nil {
-		return none, err
-	}
-	tools, err := objbuild.FetchTools(cmd.Context(), a, cache, c.progress())
+	builder, tools, err := newBuilder(cmd, o, e, hand)
 	if err != nil {
 		return none, err
 	}
@@ -97,16 +96,18 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, e
 	if err != nil {
 		return none, err
 	}
-	plan, err := compose.New(e, patches, tools.Version(), 0)
-	if err != nil {
-		return none, err
+	plan := compose.NewHandwritten(e, hand, patches, tools, 0)
+	if hand == nil {
+		if plan, err = compose.New(e, patches, tools, 0); err != nil {
+			return none, err
+		}
 	}
 	digest, err := plan.Digest()
 	if err != nil {
 		return none, err
 	}
 	plan.Sequence = build.Next(done, digest)
-	return build.Run(cmd.Context(), &objbuild.Driver{Cache: cache, Tools: tools}, plan, d.Path, build.NewClock(c.step))
+	return build.Run(cmd.Context(), builder, plan, d.Path, build.NewClock(o.console(cmd).step))
 }
 
 func printBuild(cmd *cobra.Command, r build.Result) {

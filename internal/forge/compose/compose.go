@@ -21,10 +21,13 @@ import (
 
 // Plan is everything that goes into one livepatch.
 type Plan struct {
-	Kernel   catalog.Entry
-	Patches  []queue.Patch
-	Sequence livepatch.Sequence
-	Tools    map[string]string // name to version and digest
+	Kernel  catalog.Entry
+	Patches []queue.Patch
+	// Handwritten is a livepatch in C; nil where there are source patches. A
+	// plan with both is refused by the driver.
+	Handwritten *queue.Handwritten
+	Sequence    livepatch.Sequence
+	Tools       map[string]string // name to version and digest
 }
 
 // New composes a plan; an empty queue has none.
@@ -36,9 +39,18 @@ func New(e catalog.Entry, patches []queue.Patch, tools map[string]string, seq li
 	return Plan{Kernel: e, Patches: patches, Sequence: seq, Tools: tools}, nil
 }
 
+// NewHandwritten composes a plan of a hand-written livepatch; patches are what
+// else lies in the queue, which should be nothing.
+func NewHandwritten(e catalog.Entry, h *queue.Handwritten, patches []queue.Patch, tools map[string]string, seq livepatch.Sequence) Plan {
+	return Plan{Kernel: e, Handwritten: h, Patches: patches, Sequence: seq, Tools: tools}
+}
+
 // Fixes lists the CVEs that the plan covers, in order, each once.
 func (p Plan) Fixes() []cve.ID {
 	var ids []cve.ID
+	if p.Handwritten != nil {
+		ids = append(ids, p.Handwritten.Fixes...)
+	}
 	for _, s := range p.Patches {
 		for _, id := range s.Fixes {
 			if !slices.Contains(ids, id) {
@@ -49,9 +61,17 @@ func (p Plan) Fixes() []cve.ID {
 	return ids
 }
 
-// Files lists the files that the patches touch, in order, each once.
+// Files lists the files of the kernel's source that the patches touch, or of
+// whose functions a hand-written livepatch replaces some, in order, each once.
 func (p Plan) Files() []string {
 	var files []string
+	if p.Handwritten != nil {
+		for _, f := range p.Handwritten.Functions {
+			if !slices.Contains(files, f.File) {
+				files = append(files, f.File)
+			}
+		}
+	}
 	for _, s := range p.Patches {
 		for _, f := range s.Files {
 			if !slices.Contains(files, f) {
@@ -69,15 +89,23 @@ func (p Plan) Digest() (string, error) {
 		Name, SHA256 string
 		Fixes        []cve.ID
 	}
+	type file struct{ Name, SHA256 string }
 	in := struct {
 		Format  string
 		Kernel  catalog.Entry
 		Tools   map[string]string
 		Patches []patch
+		Source  []file `json:",omitempty"` // of a hand-written livepatch, what it declares among them
 	}{Format: "klatch-plan/1", Kernel: p.Kernel, Tools: p.Tools}
 	for _, s := range p.Patches {
 		sum := sha256.Sum256(s.Diff)
 		in.Patches = append(in.Patches, patch{s.Name, hex.EncodeToString(sum[:]), s.Fixes})
+	}
+	if p.Handwritten != nil {
+		for _, f := range p.Handwritten.Files {
+			sum := sha256.Sum256(f.Content)
+			in.Source = append(in.Source, file{f.Name, hex.EncodeToString(sum[:])})
+		}
 	}
 	b, err := json.Marshal(in) // map keys are sorted
 	if err != nil {

@@ -66,6 +66,12 @@ func (q Queue) Add(p Patch) error {
 	if p.Files, err = Lint(p.Diff); err != nil {
 		return fmt.Errorf("source patch %s: %w", p.Name, err)
 	}
+	if h, err := q.Handwritten(); err != nil {
+		return err
+	} else if h != nil {
+		return fault.New(fault.Conflict, "mixed_queue", "queue %s holds a hand-written livepatch", q.Series).
+			WithHint("keep two queues, or write the source patch as part of the module")
+	}
 	names, err := q.names()
 	if err != nil {
 		return err

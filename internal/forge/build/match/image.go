@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"klatch/internal/fault"
 )
@@ -20,9 +21,13 @@ type Image struct {
 	byName   map[string][]symbol
 	files    map[string]bool   // from FILE symbols; a stripped module has none
 	relocs   map[uint64]filled // by place; of a module, which nobody has linked yet
+
+	tracedOnce sync.Once
+	traced     []uint64 // addresses that ftrace knows, sorted
 }
 
 type loaded struct {
+	name string
 	addr uint64
 	data []byte
 }
@@ -106,7 +111,7 @@ func open(path, name string, check func(*elf.File) error) (*Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read section %s of %s: %w", s.Name, path, err)
 		}
-		k.sections = append(k.sections, loaded{base(i) + s.Addr, data})
+		k.sections = append(k.sections, loaded{s.Name, base(i) + s.Addr, data})
 	}
 	symbols, err := f.Symbols()
 	if err != nil {

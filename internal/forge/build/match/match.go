@@ -29,6 +29,10 @@ type Proved struct {
 	Relocations int    `json:"relocations"` // compared by symbol
 	Strings     int    `json:"strings"`     // references compared by the text that they lead to
 	Unnamed     int    `json:"unnamed"`     // references to places without a name, not compared
+	// Of a hand-written replacement: which of the symbols of that name it is,
+	// and the digest of the bytes that the kernel runs now.
+	Position int    `json:"position,omitempty"`
+	SHA256   string `json:"sha256,omitempty"`
 }
 
 // Setting is one part of the environment that is not the distribution's.

@@ -30,7 +30,7 @@ func BenchmarkBuild(b *testing.B) {
 				cache := k.Cache
 				if c.fresh {
 					b.StopTimer()
-					cache = otherCache(b, k, nil)
+					cache = kerneltest.OtherCache(b, k, nil)
 					b.StartTimer()
 				}
 				plan, err := compose.New(k.Entry, []queue.Patch{p}, k.Tools.Version(), 1)

@@ -3,7 +3,6 @@
 package objbuild
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"debug/elf"
@@ -274,29 +273,4 @@ func replacedFunctions(object []byte) ([]livepatch.Function, error) {
 		}
 	}
 	return out, nil
-}
-
-// modinfo reads the key=value strings of a module's .modinfo section.
-func modinfo(module []byte) (map[string][]string, error) {
-	f, err := elf.NewFile(bytes.NewReader(module))
-	if err != nil {
-		return nil, fmt.Errorf("read module: %w", err)
-	}
-	sec := f.Section(".modinfo")
-	if sec == nil || sec.Size > 1<<20 {
-		return nil, fault.New(fault.Invalid, "", "module has no usable .modinfo section")
-	}
-	data, err := sec.Data()
-	if err != nil {
-		return nil, fmt.Errorf("read .modinfo: %w", err)
-	}
-	out := map[string][]string{}
-	sc := bufio.NewScanner(bytes.NewReader(bytes.ReplaceAll(data, []byte{0}, []byte("\n"))))
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		if k, v, ok := strings.Cut(sc.Text(), "="); ok {
-			out[k] = append(out[k], v)
-		}
-	}
-	return out, sc.Err()
 }

@@ -8,13 +8,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"klatch/internal/cve"
@@ -25,7 +22,6 @@ import (
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/queue"
-	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/kerneltest"
 )
@@ -131,7 +127,7 @@ func TestSameInputsSameBytes(t *testing.T) {
 	k := kerneltest.Prepared(t)
 	p := edit(t, k, "net/unix/af_unix.c", nopIn(dgramSendmsg))
 	a, _ := run(t, k, k.Cache, p)
-	b, _ := run(t, k, otherCache(t, k, nil), p) // other folders, nothing reused
+	b, _ := run(t, k, kerneltest.OtherCache(t, k, nil), p) // other folders, nothing reused
 	if a.Result != build.Built || b.Result != build.Built {
 		t.Fatalf("results %s, %s: %+v", a.Result, b.Result, b.Refusals)
 	}
@@ -172,7 +168,7 @@ func TestWrongEnvironmentIsRefused(t *testing.T) {
 		refusedBy(t, res, "flags", "unix_dgram_sendmsg")
 	})
 	t.Run("config", func(t *testing.T) {
-		cache := otherCache(t, k, func(tree string) {
+		cache := kerneltest.OtherCache(t, k, func(tree string) {
 			name := filepath.Join(tree, ".config")
 			b, err := os.ReadFile(name)
 			if err != nil {
@@ -193,7 +189,7 @@ func TestWrongEnvironmentIsRefused(t *testing.T) {
 		k := k
 		k.Entry.SourceV = newerSource(t, k)
 		const file, function = "kernel/time/namespace.c", "proc_timens_set_offset"
-		cache := otherCache(t, k, func(tree string) {
+		cache := kerneltest.OtherCache(t, k, func(tree string) {
 			// The newer upload's file in the older tree: the smallest wrong source.
 			dir, err := k.Maker.Files(t.Context(), k.Entry.Source, k.Entry.SourceV, []string{file})
 			if err != nil {
@@ -225,59 +221,9 @@ func newerSource(t *testing.T, k kerneltest.Kernel) string {
 	return all[0].Version
 }
 
-// otherCache is a second cache with the same kernel in another folder; change
-// may spoil its tree.
-func otherCache(t testing.TB, k kerneltest.Kernel, change func(tree string)) string {
-	t.Helper()
-	cache, err := os.MkdirTemp("/var/tmp", "klatch-other-cache-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(cache) })
-	there := kerneltree.At(cache, k.Entry)
-	upper, work := filepath.Join(cache, "upper"), filepath.Join(cache, "work")
-	for _, d := range []string{there.Source(), upper, work} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(os.Chmod(cache, 0o755), sandbox.Own(upper), sandbox.Own(work)); err != nil {
-		t.Fatal(err)
-	}
-	here := kerneltest.Prepared(t).Tree
-	files, err := os.ReadDir(here.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if f.Name() == "modules" {
-			if err := os.Symlink(filepath.Join(here.Dir, f.Name()), filepath.Join(there.Dir, f.Name())); err != nil {
-				t.Fatal(err)
-			}
-		} else if !f.IsDir() {
-			if err := os.Link(filepath.Join(here.Dir, f.Name()), filepath.Join(there.Dir, f.Name())); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := syscall.Mount("overlay", there.Source(), "overlay", 0,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", here.Source(), upper, work)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(there.Source(), syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	if change != nil {
-		change(there.Source())
-	}
-	return cache
-}
-
 func TestRefusesWhatItCannotDo(t *testing.T) {
 	k := kerneltest.Prepared(t)
-	cache := otherCache(t, k, nil) // nobody else builds there, see the end
+	cache := kerneltest.OtherCache(t, k, nil) // nobody else builds there, see the end
 	for _, c := range []struct {
 		name string
 		code fault.Code

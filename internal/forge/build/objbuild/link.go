@@ -3,32 +3,22 @@
 package objbuild
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	_ "embed" // the glue source
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/forge/archive"
-	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/module"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 )
 
-// glue is our part of the module: what it fixes, for which build. GPL-2.0-only.
-//
-//go:embed glue/klatch-info.c
-var glue []byte
-
-// moduleDir is the folder of the external module in the tree. It is the same
-// in every build, because its name reaches the object files.
-const moduleDir = "klatch-module"
+// moduleDir is the folder of the external module in the tree.
+const moduleDir = module.Folder
 
 // link makes the module: the differ's outputs, kpatch's livepatch hook with
 // replace set, and our information.
@@ -58,23 +48,17 @@ func (j *job) link(ctx context.Context) error {
 			return fault.New(fault.Internal, "link", "%s %s: %s", filepath.Base(argv[0]), name, shorten(res.Output))
 		}
 	}
-	module, err := durable.ReadFile(j.upper(built+".klp"), livepatch.MaxModule)
+	ko, err := durable.ReadFile(j.upper(built+".klp"), livepatch.MaxModule)
 	if err != nil {
 		return err
 	}
-	if err := j.inspect(module, name); err != nil {
+	if err := j.inspect(ko, name); err != nil || len(j.result.Refusals) > 0 {
 		return err
 	}
-	file := filepath.Join(j.dir, name+".ko")
-	if err := durable.WriteFile(file, module, 0o644); err != nil {
+	if j.result.Module, err = module.Keep(ko, j.plan, j.dir); err != nil {
 		return err
 	}
-	sum, err := archive.FileSHA256(file)
-	if err != nil {
-		return err
-	}
-	j.result.Module = &build.Module{Path: file, SHA256: sum, Bytes: int64(len(module))}
-	done(fmt.Sprintf("%s.ko, %d KiB", name, len(module)/1024))
+	done(fmt.Sprintf("%s.ko, %d KiB", name, len(ko)/1024))
 	return nil
 }
 
@@ -82,7 +66,7 @@ func (j *job) link(ctx context.Context) error {
 // folder. The build user does it: the scratch folder is its own, and root
 // would follow the links that a bad build left there.
 func (j *job) fillModuleDir(ctx context.Context, name string) error {
-	parts := map[string][]byte{"klatch-info.c": glue, ".output.o.cmd": nil}
+	parts := map[string][]byte{module.GlueName: module.Glue, ".output.o.cmd": nil}
 	for _, t := range []string{"kpatch.h", "kpatch-patch.h", "kpatch-macros.h", "kpatch-syscall.h", "kpatch-patch-hook.c",
 		"livepatch-patch-hook.c", "patch-hook.c", "kpatch.lds.S"} {
 		b, err := durable.ReadFile(j.Tools.template(t), 1<<20)
@@ -91,20 +75,16 @@ func (j *job) fillModuleDir(ctx context.Context, name string) error {
 		}
 		parts[t] = b
 	}
-	var fixes []string
-	for _, id := range j.plan.Fixes() {
-		fixes = append(fixes, string(id))
-	}
 	parts["Makefile"] = fmt.Appendf(nil, `# SPDX-License-Identifier: GPL-2.0-only
 obj-m += %[1]s.o
 ldflags-y += -T $(src)/kpatch.lds
 targets += kpatch.lds
-%[1]s-objs += patch-hook.o klatch-info.o output.o
+%[1]s-objs += patch-hook.o %[2]s output.o
 $(obj)/%[1]s.o: $(src)/kpatch.lds
 ccflags-y += -DKLP_REPLACE_ENABLE=true
-CFLAGS_klatch-info.o += -DKLATCH_FIXES='"%[2]s"' -DKLATCH_BUILD_ID='"%[3]s"' -DKLATCH_SEQUENCE='"%[4]d"'
-`, name, strings.Join(fixes, ","), j.plan.Kernel.BuildID, j.plan.Sequence)
-	packed, err := pack(parts)
+CFLAGS_%[2]s += %[3]s
+`, name, module.GlueObject, module.GlueFlags(j.plan))
+	packed, err := module.Pack(parts)
 	if err != nil {
 		return err
 	}
@@ -129,45 +109,15 @@ CFLAGS_klatch-info.o += -DKLATCH_FIXES='"%[2]s"' -DKLATCH_BUILD_ID='"%[3]s"' -DK
 	return nil
 }
 
-// pack makes a tar archive of the module's folder.
-func pack(parts map[string][]byte) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, n := range slices.Sorted(maps.Keys(parts)) {
-		if err := w.WriteHeader(&tar.Header{Name: moduleDir + "/" + n, Mode: 0o644, Size: int64(len(parts[n]))}); err != nil {
-			return nil, err
-		}
-		if _, err := w.Write(parts[n]); err != nil {
-			return nil, err
-		}
-	}
-	err := w.Close()
-	return b.Bytes(), err
-}
-
-// inspect checks the finished module before anybody signs it.
-func (j *job) inspect(module []byte, name string) error {
-	info, err := modinfo(module)
+// inspect checks the finished module before anybody signs it: what was proved
+// must be what was linked.
+func (j *job) inspect(ko []byte, name string) error {
+	refusals, err := module.Inspect(ko, j.plan)
 	if err != nil {
 		return err
 	}
-	var fixes []string
-	for _, id := range j.plan.Fixes() {
-		fixes = append(fixes, string(id))
-	}
-	for key, want := range map[string]string{
-		"name": name, "livepatch": "Y", "klatch_fixes": strings.Join(fixes, ","),
-		"klatch_build_id": j.plan.Kernel.BuildID.String(), "klatch_sequence": fmt.Sprint(uint32(j.plan.Sequence)),
-	} {
-		if !slices.Equal(info[key], []string{want}) {
-			return fault.New(fault.Internal, "bad_module", "module %s says %s=%q, want %q", name, key, info[key], want)
-		}
-	}
-	if len(info["vermagic"]) != 1 || !strings.HasPrefix(info["vermagic"][0], string(j.plan.Kernel.Release)+" ") {
-		return fault.New(fault.Internal, "bad_module", "module %s has vermagic %q, want %s", name, info["vermagic"], j.plan.Kernel.Release)
-	}
-	// What was proved must be what was linked.
-	names, err := replacedFunctions(module)
+	j.result.Refusals = append(j.result.Refusals, refusals...)
+	names, err := replacedFunctions(ko)
 	if err != nil {
 		return err
 	}
@@ -180,11 +130,6 @@ func (j *job) inspect(module []byte, name string) error {
 	slices.SortFunc(proved, byName)
 	if !slices.Equal(names, proved) {
 		return fault.New(fault.Internal, "bad_module", "module %s replaces %q, proved were %q", name, names, proved)
-	}
-	if d := info["depends"]; len(d) > 1 || len(d) == 1 && d[0] != "" {
-		r := build.Refuse("needs_module", d[0])
-		r.Detail = "the livepatch would need " + d[0] + " to be loaded"
-		j.refuse(r)
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
+	"klatch/internal/forge/build/module"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
@@ -140,19 +141,13 @@ func (j *job) steps(link bool) []func(context.Context) error {
 	}
 	if link {
 		name := func(context.Context) error {
-			if n := j.plan.Sequence.ModuleName(); len(n) > maxModuleName {
-				j.refuse(build.Refuse("module_name_too_long", n))
-			}
+			j.result.Refusals = append(j.result.Refusals, module.CheckName(j.plan)...)
 			return nil
 		}
 		steps = append(steps, name, j.link)
 	}
 	return steps
 }
-
-// maxModuleName is MODULE_NAME_LEN without the terminating byte
-// (include/linux/moduleparam.h: 64 - sizeof(unsigned long)).
-const maxModuleName = 55
 
 // refusal makes a refusal about an object, with the touched files that it was
 // reached through.

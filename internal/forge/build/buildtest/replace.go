@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package buildtest
+
+import (
+	"testing"
+
+	"klatch/internal/cve"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/lab"
+	"klatch/internal/forge/proof"
+)
+
+// Replace loads the newest of some built livepatches over each of the others,
+// which may come from other drivers: exactly one must be enabled then, and the
+// one that was replaced must unload. check is a program that ends with status
+// 1 where no livepatch is loaded and with 0 where one is; all of them must
+// name its CVE.
+func Replace(t *testing.T, rig lab.Rig, image string, chain []build.Result, id cve.ID, check []byte) {
+	t.Helper()
+	last := len(chain) - 1
+	res, err := proof.Run(t.Context(), proof.Trial{Rig: rig, Kernel: image, Built: chain[last], Earlier: chain[:last],
+		Checks: map[cve.ID][]byte{id: check}, Tell: func(string) func(string) { return func(string) {} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 6 + last; res.Verdict != lab.Pass || len(res.Scenarios) != want || len(res.Trouble) != 0 {
+		t.Errorf("verdict %s, %d scenarios, want %d; trouble %+v", res.Verdict, len(res.Scenarios), want, res.Trouble)
+	}
+	for _, s := range res.Scenarios {
+		t.Logf("%-6s %-28s %5.1f s  %s", s.Verdict, s.Name, s.Seconds, s.Why)
+	}
+}
