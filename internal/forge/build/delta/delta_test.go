@@ -42,6 +42,10 @@ int use(int i) { return outside("use", limits + i) + value + zero; }
 int same(int i) { return outside("same", limits) + i; }
 __attribute__((section(".init.text"))) int at_boot(void) { return outside("boot", 0); }
 int (*also)(void) = two;
+__attribute__((section(".sched.text"))) int shared(int i) { return outside("shared", 0) + i; }
+__attribute__((section(".noinstr.text"))) int entry(int i) { return outside("entry", 0) + i; }
+__attribute__((section("_kernel_table"), used)) static unsigned long entry_of_table = 7;
+int counted(void) { static int n; static const char id[] = "counted"; return outside(id, &n) + n++; }
 `
 
 func replace(t *testing.T, pairs ...string) string {
@@ -78,6 +82,12 @@ func TestCompare(t *testing.T) {
 		{"name in a table", `"table"`, `"Table"`, nil, []string{"data_changed table"}},
 		{"shared constant", "{ 1, 2, 3, 4 }", "{ 1, 2, 3, 5 }", nil, []string{"data_changed limits"}},
 		{"boot", `outside("boot", 0)`, `outside("boot!", 0)`, nil, []string{"init_code at_boot"}},
+		{"boot code that is gone", `__attribute__((section(".init.text"))) int at_boot(void) { return outside("boot", 0); }`, "", nil, []string{"init_code at_boot"}},
+		{"a section of many functions", `outside("shared", 0)`, `outside("shared!", 0)`, nil, []string{"not_patchable shared"}},
+		{"a section without tracing", `outside("entry", 0)`, `outside("entry!", 0)`, nil, []string{"not_traceable entry"}},
+		{"a new entry in a table", "int zero;", "int zero; __attribute__((section(\"_kernel_table\"), used)) static unsigned long second = 7;", nil, []string{"section_changed second"}},
+		{"an entry that is gone", `__attribute__((section("_kernel_table"), used)) static unsigned long entry_of_table = 7;`, "", nil, []string{"section_changed entry_of_table"}},
+		{"another static of the same name, before", "int zero;", `int zero; int before(void) { static int n; static const char id[] = "before"; return outside(id, &n) + n++; }`, nil, nil},
 		{"pointer to code", "also)(void) = two", "also)(void) = one", nil, []string{"data_changed also"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/delta"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 )
@@ -72,7 +73,9 @@ func (j *job) extract(ctx context.Context) error {
 	if err := j.onlyReplaced(ctx); err != nil {
 		return err
 	}
-	j.result.Functions = j.functions()
+	if j.result.Functions = j.functions(); len(j.result.Functions) == 0 {
+		j.nothingReplaced()
+	}
 	done(fmt.Sprintf("%d function(s)", len(j.result.Functions)))
 	return nil
 }
@@ -113,9 +116,21 @@ func (j *job) differSaid(o *object) error {
 	if o.changed, err = replacedFunctions(diff); err != nil {
 		return err
 	}
-	if len(o.changed) == 0 {
-		r := build.Refuse("nothing_replaced", o.unit.Source)
-		r.Detail = shorten(said)
+	original, err := durable.ReadFile(o.original, livepatch.MaxModule)
+	if err != nil {
+		return err
+	}
+	patched, err := durable.ReadFile(o.patched, livepatch.MaxModule)
+	if err != nil {
+		return err
+	}
+	copies, err := delta.Copies(original, patched, diff)
+	if err != nil {
+		return err
+	}
+	for _, c := range copies {
+		r := build.Refuse(fault.Code(c.Kind), o.unit.Source)
+		r.Function, r.Section, r.Detail = c.Name, c.Section, c.Why
 		j.refuse(r)
 	}
 	return nil
@@ -143,6 +158,16 @@ func (j *job) somethingChanged() error {
 		j.refuse(build.Refuse("nothing_changed", strings.Join(p.Files, ", ")))
 	}
 	return nil
+}
+
+// nothingReplaced refuses a livepatch of new code only: nobody would call it.
+// One object of several may be like that.
+func (j *job) nothingReplaced() {
+	for _, o := range j.objects {
+		if !o.same {
+			j.refuse(build.Refuse("nothing_replaced", o.unit.Source))
+		}
+	}
 }
 
 // diffFile has a flat name, so that one writable folder is enough.
@@ -174,6 +199,7 @@ var complaints = []struct {
 	{regexp.MustCompile(`changed section \S*(?:\.data|\.bss)\S* not selected for inclusion|data section (\S+) (?:changed|selected)`), "data_changed"},
 	{regexp.MustCompile(`(?:section|changed section) \S*(?:\.init|\.exit)\S*`), "init_code"},
 	{regexp.MustCompile(`function (\S+) has no fentry/mcount call`), "not_traceable"},
+	{regexp.MustCompile(`static local (?:variable )?(\S+) (?:in \S+ was removed|has been correlated)`), "unreconcilable"},
 	{regexp.MustCompile(`Found a jump label at (\S+?)(?:\(\))?[+,]\S*.*key`), "static_key"},
 	{regexp.MustCompile(`Found a static call at (\S+?)(?:\(\))?[+,]`), "static_call"},
 	{regexp.MustCompile(`(?:can't find|lookup_symbol|undefined reference|not found).*symbol.* (\S+)|symbol (\S+).*not found`), "symbol_missing"},
@@ -245,7 +271,7 @@ func replacedFunctions(object []byte) ([]livepatch.Function, error) {
 		case funcNew:
 			out[i].Name = s.Name
 			if section {
-				out[i].Name = strings.TrimPrefix(f.Sections[s.Section].Name, ".text.")
+				out[i].Name = strings.TrimPrefix(strings.TrimPrefix(f.Sections[s.Section].Name, ".text."), "unlikely.")
 			}
 		case funcObject:
 			if int(s.Section) >= len(f.Sections) {

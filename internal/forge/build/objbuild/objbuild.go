@@ -24,6 +24,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/build/module"
+	"klatch/internal/forge/build/touch"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
@@ -56,7 +57,8 @@ type knowledge struct {
 	units    *kerneltree.Units
 	graphMu  sync.Mutex // the graph keeps what it parsed
 	graph    *headers.Graph
-	symbols  map[string]bool // of vmlinux, and all that modules export
+	symbols  *touch.Symbols
+	touch    *touch.Kernel
 	compiler string
 	config   string // digest
 
@@ -132,8 +134,10 @@ func (j *job) steps(link bool) []func(context.Context) error {
 		j.know,            // the kernel build, its compiler and settings
 		j.reach,           // object files that the patches reach
 		j.compileOriginal, // unpatched, or from the cache
+		j.dumpOriginal,    // what it exports
 		j.apply,           // the patches
 		j.compilePatched,
+		j.compareExports,
 		j.compare, // what changed, besides functions
 		j.prove,   // that the unpatched code is what the kernel runs
 		j.extract, // the changed functions
