@@ -114,3 +114,38 @@ func (p Plan) Digest() (string, error) {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:]), nil
 }
+
+// near is how far apart two changes may be and still be in each other's way:
+// the lines of context of a unified diff.
+const near = 3
+
+// InTheWay names the earlier patches that change the lines around which a
+// patch changes something. All are taken to be made from the same source.
+func InTheWay(earlier []queue.Patch, p queue.Patch) []string {
+	mine := lines(p)
+	var names []string
+	for _, e := range earlier {
+		theirs := lines(e)
+		for f, ls := range mine {
+			if slices.ContainsFunc(ls, func(a int) bool {
+				return slices.ContainsFunc(theirs[f], func(b int) bool { return a-b <= near && b-a <= near })
+			}) {
+				names = append(names, e.Name)
+				break
+			}
+		}
+	}
+	return names
+}
+
+// lines lists the lines of the old text that a patch changes, by file.
+func lines(p queue.Patch) map[string][]int {
+	out := map[string][]int{}
+	for f, e := range queue.Edits(p.Diff) {
+		out[f] = append(out[f], e.Removed...)
+		for _, n := range e.Inserted {
+			out[f] = append(out[f], n.Before)
+		}
+	}
+	return out
+}

@@ -190,3 +190,10 @@ func Edits(diff []byte) map[string]Edit {
 	keep()
 	return all
 }
+
+// ApplyCommand is patch(1) for a diff on standard input, in the root of the
+// source: moved lines are accepted, other context is not, and what does not
+// fit is printed.
+func ApplyCommand() []string {
+	return []string{"patch", "-p1", "--unified", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"}
+}

@@ -19,6 +19,8 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/compose"
+	"klatch/internal/forge/queue"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 )
@@ -201,9 +203,8 @@ func mapKeys(m map[string]string) func(func(string) bool) {
 // lines are accepted, other context is not.
 func (j *job) apply(ctx context.Context) error {
 	done := j.clock.Step("apply", fmt.Sprintf("apply %d source patch(es)", len(j.plan.Patches)))
-	for _, p := range j.plan.Patches {
-		res, err := j.run(ctx, sandbox.Command{Stdin: bytes.NewReader(p.Diff),
-			Argv: []string{"patch", "-p1", "--unified", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"}})
+	for i, p := range j.plan.Patches {
+		res, err := j.run(ctx, sandbox.Command{Stdin: bytes.NewReader(p.Diff), Argv: queue.ApplyCommand()})
 		if err != nil {
 			return err
 		}
@@ -213,6 +214,9 @@ func (j *job) apply(ctx context.Context) error {
 			r := build.Refuse("patch_does_not_apply", strings.Join(p.Files, ", "))
 			r.Rule = fmt.Sprintf("%s; source patch %s does not", r.Rule, p.Name)
 			r.Detail = shorten(res.Output)
+			if who := compose.InTheWay(j.plan.Patches[:i], p); len(who) > 0 {
+				r.Detail = "in the way: " + strings.Join(who, ", ") + "\n" + r.Detail
+			}
 			j.refuse(r)
 			return nil
 		default:

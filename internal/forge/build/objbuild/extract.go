@@ -199,12 +199,10 @@ var complaints = []struct {
 	{regexp.MustCompile(`changed section \S*(?:\.data|\.bss)\S* not selected for inclusion|data section (\S+) (?:changed|selected)`), "data_changed"},
 	{regexp.MustCompile(`(?:section|changed section) \S*(?:\.init|\.exit)\S*`), "init_code"},
 	{regexp.MustCompile(`function (\S+) has no fentry/mcount call`), "not_traceable"},
-	{regexp.MustCompile(`static local (?:variable )?(\S+) (?:in \S+ was removed|has been correlated)`), "unreconcilable"},
+	{regexp.MustCompile(`static local (?:variable )?(\S+) (?:in \S+ was removed|has been correlated)|unreconcilable difference`), "unreconcilable"},
 	{regexp.MustCompile(`Found a jump label at (\S+?)(?:\(\))?[+,]\S*.*key`), "static_key"},
 	{regexp.MustCompile(`Found a static call at (\S+?)(?:\(\))?[+,]`), "static_call"},
 	{regexp.MustCompile(`(?:can't find|lookup_symbol|undefined reference|not found).*symbol.* (\S+)|symbol (\S+).*not found`), "symbol_missing"},
-	{regexp.MustCompile(`unreconcilable difference`), "unreconcilable"},
-	{regexp.MustCompile(`function\(s\) can not be patched`), "not_patchable"},
 }
 
 func (j *job) refuseDiffer(o *object, said []byte) {
