@@ -6,11 +6,13 @@
 package compose
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"klatch/internal/cve"
 	"klatch/internal/fault"
@@ -113,6 +115,17 @@ func (p Plan) Digest() (string, error) {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:]), nil
+}
+
+// Conflict says in words why a patch does not apply: the earlier ones that are
+// in its way, what patch(1) said, and the hunks that it rejected.
+func Conflict(earlier []queue.Patch, p queue.Patch, said, rejects []byte) string {
+	var b strings.Builder
+	if who := InTheWay(earlier, p); len(who) > 0 {
+		fmt.Fprintf(&b, "in the way: %s\n", strings.Join(who, ", "))
+	}
+	fmt.Fprintf(&b, "%s\n%s", bytes.TrimSpace(said), bytes.TrimRight(rejects, "\n"))
+	return b.String()
 }
 
 // near is how far apart two changes may be and still be in each other's way:

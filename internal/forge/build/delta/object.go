@@ -23,6 +23,7 @@ const (
 // thing is a function or a variable of an object file.
 type thing struct {
 	name     string // without the number that the compiler gives to static locals
+	symbol   string // as it is
 	section  string
 	function bool
 	local    bool
@@ -181,7 +182,7 @@ func (r *reader) object() (*object, error) {
 
 func (r *reader) thing(s elf.Symbol, function bool) (thing, error) {
 	sec := r.f.Sections[s.Section]
-	t := thing{name: baseName(s.Name), section: sec.Name, function: function, local: elf.ST_BIND(s.Info) == elf.STB_LOCAL, size: s.Size}
+	t := thing{name: baseName(s.Name), symbol: s.Name, section: sec.Name, function: function, local: elf.ST_BIND(s.Info) == elf.STB_LOCAL, size: s.Size}
 	data, err := r.section(int(s.Section))
 	if err != nil || sec.Type == elf.SHT_NOBITS {
 		return t, err
@@ -238,5 +239,7 @@ func (r *reader) inSection(ref *reference, section int, rel rela) {
 			return
 		}
 	}
-	ref.target, ref.code = sec.Name, sec.Flags&elf.SHF_EXECINSTR != 0
+	// An empty variable, such as a lock class without lock debugging, has no
+	// symbol that covers a byte; its section has its number.
+	ref.target, ref.code = baseName(sec.Name), sec.Flags&elf.SHF_EXECINSTR != 0
 }

@@ -218,12 +218,13 @@ func (r *run) apply(ctx context.Context, patches []queue.Patch, i int) error {
 		return err
 	case res.Exit == 1:
 		f := Finding{Certainty: Sure, Code: "patch_does_not_apply", Patch: p.Name, File: strings.Join(p.Files, ", ")}
-		f.Detail = strings.TrimSpace(string(res.Output))
-		if who := compose.InTheWay(patches[:i], p); len(who) > 0 {
-			f.Detail = "in the way: " + strings.Join(who, ", ") + "\n" + f.Detail
+		rejects, err := durable.ReadFile(c.Upper(queue.Rejects), maxSource)
+		if err != nil {
+			return fmt.Errorf("rejected hunks of %s: %w", p.Name, err)
 		}
+		f.Detail = compose.Conflict(patches[:i], p, res.Output, rejects)
 		r.find(f)
-		return nil
+		return os.Remove(c.Upper(queue.Rejects))
 	case res.Exit != 0:
 		return fault.New(fault.Internal, "patch", "patch(1) ended with status %d: %s", res.Exit, res.Output)
 	}

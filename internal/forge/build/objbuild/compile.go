@@ -213,10 +213,11 @@ func (j *job) apply(ctx context.Context) error {
 		case res.Exit == 1: // some hunks cannot be applied (patch(1), EXIT STATUS); anything else is trouble of our own
 			r := build.Refuse("patch_does_not_apply", strings.Join(p.Files, ", "))
 			r.Rule = fmt.Sprintf("%s; source patch %s does not", r.Rule, p.Name)
-			r.Detail = shorten(res.Output)
-			if who := compose.InTheWay(j.plan.Patches[:i], p); len(who) > 0 {
-				r.Detail = "in the way: " + strings.Join(who, ", ") + "\n" + r.Detail
+			rejects, err := durable.ReadFile(j.upper(queue.Rejects), maxSource)
+			if err != nil {
+				return fmt.Errorf("rejected hunks of %s: %w", p.Name, err)
 			}
+			r.Detail = shorten([]byte(compose.Conflict(j.plan.Patches[:i], p, res.Output, rejects)))
 			j.refuse(r)
 			return nil
 		default:

@@ -88,7 +88,7 @@ var refusalCases = []refusalCase{
 	{code: "symbol_missing", name: "not exported to a module",
 		make: []change{{filter, sub(filterInit, "extern void timens_on_fork(void);\n"+filterInit, filterFirst, "	timens_on_fork();\n"+filterFirst)}},
 		at:   place{file: filter, function: "timens_on_fork"},
-		near: []change{{filter, sub(filterInit, "extern void eventfd_ctx_put(void *);\n"+filterInit, filterFirst, "	eventfd_ctx_put(0);\n"+filterFirst)}}},
+		near: []change{{filter, sub(filterInit, "struct eventfd_ctx; void eventfd_ctx_put(struct eventfd_ctx *ctx);\n"+filterInit, filterFirst, "	eventfd_ctx_put(NULL);\n"+filterFirst)}}},
 	{code: "nothing_changed", make: []change{{eventfd, end("/* more */\n")}}, at: place{file: eventfd},
 		near: []change{{eventfd, sub("ULLONG_MAX - ctx->count > ucnt", "ULLONG_MAX - ctx->count > ucnt + 1")}}},
 	{code: "nothing_replaced", make: []change{{eventfd, end("int klatch_fresh(int a) { return a * 3; }\n")}}, at: place{file: eventfd},
@@ -100,7 +100,7 @@ var refusalCases = []refusalCase{
 		near: []change{{"Documentation/filesystems/proc.rst", end("\nMore.\n")}}, ends: "not_built"},
 
 	{code: "assembly", make: []change{{"arch/x86/lib/putuser.S", end("/* more */\n")}}, at: place{file: "arch/x86/lib/putuser.S"},
-		near: []change{{"arch/x86/lib/memmove_32.S", end("/* more */\n")}}, ends: "not_built"},
+		near: []change{{"arch/x86/lib/checksum_32.S", end("/* more */\n")}}, ends: "not_built"},
 	{code: "boot_image", make: []change{{"lib/vdso/gettimeofday.c", end("/* more */\n")}}, at: place{file: "lib/vdso/gettimeofday.c"},
 		near: []change{{"arch/x86/entry/vdso/vma.c", nopIn("static vm_fault_t vdso_fault(")}}},
 	{code: "boot_image", name: "its header", make: []change{{"include/vdso/helpers.h", end("/* more */\n")}}, at: place{file: "include/vdso/helpers.h"},
@@ -147,7 +147,7 @@ var refusalCases = []refusalCase{
 		near: []change{{eventfd, nopIn("static ssize_t eventfd_write(")}}, nearWith: func(p *compose.Plan, _ *objbuild.Driver) { p.Kernel.ExtraCFlags = "-DKLATCH_UNUSED" }},
 	{code: "needs_module", name: "vmlinux calls a module", make: []change{{eventfd, sub(ida, "extern void *xt_find_table(void);\n"+ida, eventfdRead, eventfdRead+"	xt_find_table();\n")}},
 		at:   place{file: eventfd, function: "xt_find_table", detail: "x_tables"},
-		near: []change{{filter, sub(filterInit, "extern void *xt_find_table(void *, int, int);\n"+filterInit, filterFirst, "	xt_find_table(0, 0, 0);\n"+filterFirst)}}},
+		near: []change{{filter, sub(filterFirst, "	xt_find_table(net, NFPROTO_IPV4, \"klatch\");\n"+filterFirst)}}},
 
 	{code: "header_fanout", make: []change{{"include/linux/fs.h", sub("struct file {\n", "struct file {\n	int klatch;\n")}}, at: place{file: "include/linux/fs.h"},
 		near: []change{{"include/linux/eventfd.h", sub("!current->in_eventfd", "current->in_eventfd == 0 && current->pid")}}},
