@@ -47,25 +47,16 @@ func (r *run) text(patch, file string, lines []string, e queue.Edit) {
 			r.find(Finding{Certainty: Sure, Code: "not_traceable", Patch: patch, File: file, Function: c.Name, Detail: "the makefile of its folder compiles it without tracing"})
 		}
 	}
-	for _, line := range touched(lines, e) {
-		r.outside(patch, file, lines, line)
-	}
-}
-
-// touched lists the lines that an edit removes or inserts before.
-func touched(lines []string, e queue.Edit) []int {
-	var out []int
 	for _, l := range e.Removed {
 		if l <= len(lines) && strings.TrimSpace(lines[l-1]) != "" {
-			out = append(out, l)
+			r.outside(patch, file, lines, l, lines[l-1])
 		}
 	}
 	for _, n := range e.Inserted {
-		if slices.ContainsFunc(n.Lines, func(s string) bool { return strings.Contains(s, ";") || strings.Contains(s, ",") }) {
-			out = append(out, n.Before)
+		if text := strings.Join(n.Lines, "\n"); strings.ContainsAny(text, ";,") {
+			r.outside(patch, file, lines, n.Before, text)
 		}
 	}
-	return out
 }
 
 var (
@@ -74,8 +65,8 @@ var (
 	pointer  = regexp.MustCompile(`\.\w+\s*=\s*&?[a-z_]\w*\s*,`)
 )
 
-// outside looks at a line that lies in a type or in a variable.
-func (r *run) outside(patch, file string, lines []string, line int) {
+// outside looks at a change at a line that lies in a type or in a variable.
+func (r *run) outside(patch, file string, lines []string, line int, text string) {
 	for i := min(line-1, len(lines)-1); i >= 0; i-- {
 		l := lines[i]
 		if m := typeHead.FindStringSubmatch(l); m != nil && i != line-1 {
@@ -83,15 +74,18 @@ func (r *run) outside(patch, file string, lines []string, line int) {
 				Detail: "a line among its members changes; whether their offsets do, only a build can say"})
 			return
 		}
+		if i == line-1 && i > 0 && strings.HasPrefix(l, "}") {
+			continue // before the end of what it lies in
+		}
 		if m := dataHead.FindStringSubmatch(l); m != nil && !strings.Contains(l, "(") && (i == line-1 || strings.HasSuffix(l, "{")) {
 			f := Finding{Certainty: Probable, Code: "data_changed", Patch: patch, File: file, Function: m[1], Detail: "its initial value changes"}
-			if pointer.MatchString(lines[min(line-1, len(lines)-1)]) {
+			if pointer.MatchString(text) {
 				f.Code, f.Detail = "ops_table_changed", "an entry of the table changes"
 			}
 			r.find(f)
 			return
 		}
-		if l != "" && i != line-1 && strings.ContainsRune("}{#", rune(l[0])) || strings.HasPrefix(l, "}") {
+		if l != "" && i != line-1 && strings.ContainsRune("}{", rune(l[0])) || strings.HasPrefix(l, "}") {
 			return
 		}
 	}

@@ -32,6 +32,7 @@ type object struct {
 	deps     []string // files that it is compiled from
 	cmd      string   // command that compiles it, as make reads it
 	original string   // file
+	compared string   // what the differ gets for it
 	patched  string
 	exports  bool                 // symbols, for other objects and modules
 	same     bool                 // patched and unpatched do the same

@@ -112,8 +112,8 @@ var refusalCases = []refusalCase{
 		near: []change{{"drivers/net/dummy.c", nopIn("static void dummy_get_stats64(")}}},
 	{code: "not_traceable", make: []change{{"lib/argv_split.c", nopIn("void argv_free(")}}, at: place{file: "lib/argv_split.c", function: "argv_free"},
 		near: []change{{"lib/argv_split.c", end("/* more */\n")}}, ends: "nothing_changed"},
-	{code: "not_traceable", name: "notrace", make: []change{{clock, nopIn("notrace void sched_clock_tick(void)")}}, at: place{file: clock, function: "sched_clock_tick"},
-		near: []change{{"kernel/sched/loadavg.c", nopIn("void get_avenrun(")}}},
+	{code: "not_traceable", name: "notrace", make: []change{{clock, nopIn("notrace void sched_clock_tick(void)")}}, at: place{file: "kernel/sched/build_utility.c", function: "sched_clock_tick"},
+		near: []change{{"kernel/sched/loadavg.c", sub("	loads[0] = (avenrun[0] + offset) << shift;\n", "	loads[0] = (avenrun[0] + offset + 0 * shift) << shift;\n	asm volatile(\"nop\");\n")}}},
 	{code: "not_patchable", make: []change{{semaphore, nopIn("void __sched down(")}}, at: place{file: semaphore, function: "down", section: ".sched.text"},
 		near: []change{{semaphore, nopIn("void __sched up(")}}, ends: "not_patchable"},
 	{code: "static_key", make: []change{{"net/netfilter/nf_tables_core.c", nopIn("nft_do_chain(")}}, at: place{file: "net/netfilter/nf_tables_core.c", function: "nft_do_chain"},
@@ -121,7 +121,7 @@ var refusalCases = []refusalCase{
 	{code: "static_call", make: []change{{"arch/x86/kvm/pmu.c", nopIn("bool kvm_pmu_is_valid_rdpmc_ecx(")}}, at: place{file: "arch/x86/kvm/pmu.c", function: "kvm_pmu_is_valid_rdpmc_ecx"},
 		near: []change{{"arch/x86/kvm/pmu.c", nopIn("static int cmp_u64(")}, {"arch/x86/events/amd/core.c", nopIn("static void amd_pmu_cpu_reset(")}}},
 	{code: "unreconcilable", make: []change{{fileTable, sub("		old_max = get_nr_files();\n", "", "get_nr_files() > old_max", "get_nr_files() > 7", "	static long old_max;\n", "")}},
-		at:   place{file: fileTable, function: "old_max.0"},
+		at:   place{file: fileTable, function: "old_max", detail: "was removed"},
 		near: []change{{fileTable, sub("		old_max = get_nr_files();\n", "		old_max = get_nr_files() + 1;\n")}}},
 	{code: "export_changed", make: []change{{eventfd, sub("EXPORT_SYMBOL_GPL(eventfd_fget);\n", "")}}, at: place{file: eventfd, function: "eventfd_fget"},
 		near: []change{{eventfd, nopIn("struct file *eventfd_fget(")}}},
@@ -223,7 +223,7 @@ func TestEveryCode(t *testing.T) {
 			res := check(t, k, d, c.with, c.make)
 			found := slices.Concat(res.Refusals, res.Warnings)
 			if !slices.ContainsFunc(found, func(r build.Refusal) bool {
-				return r.Code == c.code && r.Rule != "" && r.Hint != "" && (c.at.file == "" || r.File == c.at.file) && (c.at.function == "" || r.Function == c.at.function) &&
+				return r.Code == c.code && r.Rule != "" && r.Hint != "" && (c.at.file == "" || r.File == c.at.file) && (c.at.function == "" || strings.TrimRight(r.Function, ".0123456789") == c.at.function) &&
 					(c.at.section == "" || strings.HasPrefix(r.Section, c.at.section)) && strings.Contains(r.Detail, c.at.detail)
 			}) {
 				t.Fatalf("result %s, want %s at %+v; refusals %+v, warnings %+v, functions %v", res.Result, c.code, c.at, res.Refusals, res.Warnings, res.Functions)

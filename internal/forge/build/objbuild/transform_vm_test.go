@@ -28,15 +28,15 @@ var transformations = []struct {
 	refers   []string // what the new code must refer to; "!x": must not
 	section  string   // that must tell of the new code
 }{
-	{"scalar replacement and a part", change{eventfd, sub("	kref_get(&ctx->kref);\n", "	if (ctx->id == 77) return ERR_PTR(-EBADF);\n	kref_get(&ctx->kref);\n")}, "eventfd_ctx_fileget.part.0.isra.0", nil, ""},
-	{"a part", change{"fs/pnode.c", nopIn("static int propagate_one(")}, "propagate_one.part.0", nil, ""},
+	{"scalar replacement", change{"net/unix/af_unix.c", sub("		if (u->addr->len == len &&\n", "		if (u->addr->len == len && u->addr->hash != 4711 &&\n")}, "__unix_find_socket_byname.isra.0", nil, ""},
+	{"a part", change{"fs/pnode.c", sub("		type = CL_SLAVE;\n", "		type = CL_SLAVE | CL_PRIVATE;\n")}, "propagate_one.part.0", nil, ""},
 	{"a constant propagated", change{"fs/select.c", nopIn("static long do_pselect(")}, "do_pselect.constprop.0", nil, ""},
-	{"a cold part", change{"kernel/capability.c", sub("bool ns_capable(struct user_namespace *ns, int cap)\n{\n", "bool ns_capable(struct user_namespace *ns, int cap)\n{\n	asm volatile(\"nop\");\n")}, "ns_capable", nil, "__bug_table"},
+	{"a cold part", change{"kernel/capability.c", sub("		current->flags |= PF_SUPERPRIV;\n", "		current->flags |= PF_SUPERPRIV | PF_POSTCOREDUMP;\n")}, "ns_capable", []string{"ns_capable.cold"}, ""},
 	{"a static local keeps its value", change{"fs/stat.c", sub("		warncount--;\n", "		warncount -= 2;\n")}, "cp_old_stat", []string{"warncount"}, ""},
 	{"a name that exists twice", change{"fs/proc/fd.c", nopIn("static int seq_show(")}, "seq_show", nil, ""},
 	{"an exception table and alternatives", change{"fs/readdir.c", nopIn("static bool filldir64(")}, "filldir64", nil, "__ex_table"},
 	{"a jump label of vmlinux", change{"mm/usercopy.c", nopIn("void __check_object_size(")}, "__check_object_size", []string{"bypass_usercopy_checks"}, "__jump_table"},
-	{"a static call of vmlinux", change{"arch/x86/events/amd/core.c", nopIn("static void amd_pmu_cpu_reset(")}, "amd_pmu_cpu_reset", []string{"__SCK__amd_pmu_branch_reset"}, ".static_call_sites"},
+	{"a static call of vmlinux", change{"arch/x86/events/amd/core.c", nopIn("static void amd_pmu_cpu_reset(")}, "amd_pmu_cpu_starting", []string{"__SCK__amd_pmu_branch_reset"}, ".static_call_sites"},
 	{"a warning, a new function, new data and a string", change{utsname, sub("static void utsns_put(",
 		"static int klatch_count = 41;\nstatic const char *const klatch_names[] = { \"klatch one\", \"klatch two\" };\n"+
 			"static noinline int klatch_new(int i)\n{\n	static int klatch_local;\n	WARN_ON(i == 4711);\n	pr_info(\"klatch %s\\n\", klatch_names[i & 1]);\n	return klatch_count++ + klatch_local++;\n}\n\nstatic void utsns_put(",
