@@ -49,7 +49,7 @@ source and object code, and why the livepatch replaces it or why not.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if function != "" {
-				return cli.Cannot(explain(cmd, o, kernel.Release(release), function, asJSON), "explain %s", function)
+				return cli.Cannot(explainFunction(cmd, o, kernel.Release(release), function, asJSON), "explain %s", function)
 			}
 			res, err := runBuild(cmd, o, kernel.Release(release))
 			if err != nil {

@@ -13,7 +13,7 @@ import (
 	"klatch/internal/kernel"
 )
 
-func explain(cmd *cobra.Command, o *options, r kernel.Release, function string, asJSON bool) error {
+func explainFunction(cmd *cobra.Command, o *options, r kernel.Release, function string, asJSON bool) error {
 	_, plan, builder, err := planned(cmd, o, r)
 	if err != nil {
 		return err
