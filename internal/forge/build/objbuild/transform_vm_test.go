@@ -28,7 +28,7 @@ var transformations = []struct {
 	refers   []string // what the new code must refer to; "!x": must not
 	section  string   // that must tell of the new code
 }{
-	{"scalar replacement", change{"net/unix/af_unix.c", sub("		if (u->addr->len == len &&\n", "		if (u->addr->len == len && u->addr->hash != 4711 &&\n")}, "__unix_find_socket_byname.isra.0", nil, ""},
+	{"scalar replacement", change{"net/unix/af_unix.c", sub("		if (u->addr->len == len &&\n", "		if (u->addr->len == len && len != 4711 &&\n")}, "__unix_find_socket_byname.isra.0", nil, ""},
 	{"a part", change{"fs/pnode.c", sub("		type = CL_SLAVE;\n", "		type = CL_SLAVE | CL_PRIVATE;\n")}, "propagate_one.part.0", nil, ""},
 	{"a constant propagated", change{"fs/select.c", nopIn("static long do_pselect(")}, "do_pselect.constprop.0", nil, ""},
 	{"a cold part", change{"kernel/capability.c", sub("		current->flags |= PF_SUPERPRIV;\n", "		current->flags |= PF_SUPERPRIV | PF_POSTCOREDUMP;\n")}, "ns_capable", []string{"ns_capable.cold"}, ""},
