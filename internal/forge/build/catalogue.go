@@ -42,7 +42,10 @@ func Refuse(code fault.Code, file string) Refusal {
 	r := Catalogue[i]
 	hint := r.Hint
 	if r.WayOut != "" {
-		hint += "; known way out: " + r.WayOut
+		if hint != "" {
+			hint += "; "
+		}
+		hint += "known way out: " + r.WayOut
 	}
 	return Refusal{Code: code, File: file, Rule: r.Rule, Hint: hint}
 }

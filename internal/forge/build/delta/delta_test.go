@@ -131,6 +131,49 @@ func TestNewSymbolsAndFrames(t *testing.T) {
 	}
 }
 
+// A pointer to a function that only the livepatch has outlives it where
+// somebody keeps it; a call does not.
+func TestPointersToNewFunctions(t *testing.T) {
+	for _, c := range []struct {
+		name, use string
+		want      []Pointer
+	}{
+		{"called", "i += fresh(i);", nil},
+		{"handed out", "extern void keep(int (*)(int)); keep(fresh);", []Pointer{{"same", "fresh"}}},
+		{"one that the kernel has", "extern void keep(int (*)(int)); keep(use);", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := Compare(compiled(t, base), compiled(t, replace(t, "int same(int i) {",
+				"__attribute__((noinline)) int fresh(int i) { return outside(\"x\", &i); }\nint same(int i) { "+c.use)))
+			if err != nil || !slices.Equal(d.Pointers, c.want) {
+				t.Errorf("pointers %+v, %v, want %+v", d.Pointers, err, c.want)
+			}
+		})
+	}
+}
+
+func TestSecondCopyOfAVariable(t *testing.T) {
+	old := compiled(t, base)
+	out, err := Copies(old, old, compiled(t, "int value = 3; int also_new; int *p = &value;"))
+	if err != nil || len(out) != 1 || out[0].Name != "value" || out[0].Kind != Data {
+		t.Errorf("copies %+v, %v", out, err)
+	}
+	twice := compiled(t, replace(t, "int zero;", "int zero; int more(void) { static int n; return outside(\"m\", &n) + n++; }"))
+	if out, err = Copies(old, twice, compiled(t, "int outside(int *); int more(void) { static int n; return outside(&n) + n++; }")); err != nil || len(out) != 0 {
+		t.Errorf("a new static of a known name: %+v, %v", out, err)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	fs, err := Describe(compiled(t, base), "one")
+	if err != nil || len(fs) != 1 || fs[0].Symbol != "one" || fs[0].Bytes == 0 || !slices.Contains(fs[0].Refers, "outside") {
+		t.Errorf("function %+v, %v", fs, err)
+	}
+	if s := Source("f.part.0.isra.0"); s != "f" {
+		t.Errorf("source name %q", s)
+	}
+}
+
 func FuzzCompare(f *testing.F) {
 	seed := compiled(f, base)
 	f.Add(seed, seed)

@@ -77,9 +77,9 @@ func TestPrototypes(t *testing.T) {
 		t.Errorf("prototype %q", p)
 	}
 	for text, want := range map[string]bool{
-		strings.Replace(source, "int a,", "const int number,", 1):                    true,
-		strings.Replace(source, "int a,\n	   const char *name", "int a", 1):            false,
-		strings.Replace(source, "unsigned int\nsplit", "unsigned long\nsplit", 1):    false,
+		strings.Replace(source, "int a,", "const int number,", 1):                   true,
+		strings.Replace(source, "int a,\n	   const char *name", "int a", 1):         false,
+		strings.Replace(source, "unsigned int\nsplit", "unsigned long\nsplit", 1):   false,
 		strings.Replace(source, "const char *name", "const unsigned char *name", 1): false,
 	} {
 		if text == source {
