@@ -125,7 +125,7 @@ func (r *reader) relocations() error {
 		}
 		for ; len(data) >= entry; data = data[entry:] {
 			info := binary.LittleEndian.Uint64(data[8:])
-			n := int(info >> 32) //nolint:gosec // 32 bits
+			n := int(info >> 32)
 			if n == 0 || n > len(r.symbols) {
 				continue
 			}

@@ -151,10 +151,11 @@ func prototype(lines []string, name string) string {
 		if !start.MatchString(l) || strings.HasPrefix(l, "EXPORT_") {
 			continue
 		}
-		text := review.Above(lines, i) + l
-		for j := i + 1; j < len(lines) && !strings.HasPrefix(lines[j], "{") && !strings.Contains(lines[j-1], ";"); j++ {
-			text += " " + lines[j]
+		last := i + 1
+		for last < len(lines) && !strings.HasPrefix(lines[last], "{") && !strings.Contains(lines[last-1], ";") {
+			last++
 		}
+		text := review.Above(lines, i) + strings.Join(lines[i:last], " ")
 		if strings.Contains(text, ";") {
 			continue // a declaration
 		}
@@ -175,7 +176,7 @@ func prototype(lines []string, name string) string {
 // words puts one space between words and drops what changes no call.
 func words(s string) string {
 	var out []string
-	for _, w := range strings.Fields(strings.ReplaceAll(s, "*", " * ")) {
+	for w := range strings.FieldsSeq(strings.ReplaceAll(s, "*", " * ")) {
 		if !slices.Contains([]string{"const", "extern", "noinline", "__sched", "notrace", "asmlinkage"}, w) {
 			out = append(out, w)
 		}

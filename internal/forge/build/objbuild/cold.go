@@ -98,7 +98,7 @@ func readTable(f *elf.File, section string, size, nameAt uint64) ([]entry, error
 	}
 	out := make([]entry, uint64(len(data))/size)
 	for i := range out {
-		out[i].data = data[uint64(i)*size:][:size] //nolint:gosec // an index
+		out[i].data = data[uint64(i)*size:][:size]
 	}
 	for ; len(relas) >= relaEntry; relas = relas[relaEntry:] {
 		off, sym := binary.LittleEndian.Uint64(relas), binary.LittleEndian.Uint64(relas[8:])>>32

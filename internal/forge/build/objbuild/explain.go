@@ -324,7 +324,7 @@ func readInlines(d *dwarf.Data) (map[string][]string, error) {
 			in = stack[len(stack)-1]
 		}
 		of, has := e.Val(dwarf.AttrAbstractOrigin).(dwarf.Offset)
-		switch e.Tag {
+		switch e.Tag { //nolint:exhaustive // the others say nothing of inlining
 		case dwarf.TagSubprogram:
 			in = e.Offset
 			if n, ok := e.Val(dwarf.AttrName).(string); ok {
@@ -424,9 +424,9 @@ func difference(a, b []string) []string {
 	for i := range common {
 		common[i] = make([]uint16, len(b)+1)
 	}
-	for i := len(a) - 1; i >= 0; i-- {
-		for k := len(b) - 1; k >= 0; k-- {
-			if a[i] == b[k] {
+	for i, x := range slices.Backward(a) {
+		for k, y := range slices.Backward(b) {
+			if x == y {
 				common[i][k] = common[i+1][k+1] + 1
 			} else {
 				common[i][k] = max(common[i+1][k], common[i][k+1])

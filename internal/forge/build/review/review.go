@@ -82,14 +82,11 @@ func (c Change) Blank() bool {
 // Head is all that stands before the function's body, on one line; lines are
 // those that Changes was given.
 func (c Change) Head(lines []string) string {
-	text := Above(lines, c.first) + lines[c.first]
-	for _, l := range lines[c.first+1:] {
-		if strings.HasPrefix(l, "{") {
-			break
-		}
-		text += " " + l
+	last := c.first + 1
+	for last < len(lines) && !strings.HasPrefix(lines[last], "{") {
+		last++
 	}
-	return text
+	return Above(lines, c.first) + strings.Join(lines[c.first:last], " ")
 }
 
 // Above is the part of a function's head on the line above its name, where
