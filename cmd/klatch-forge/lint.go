@@ -89,13 +89,13 @@ func printLint(cmd *cobra.Command, r lint.Report) {
 			if f.Certainty != c {
 				continue
 			}
-			place := f.File
+			place := []string{f.File}
 			for _, p := range [][2]string{{"function", f.Function}, {"type", f.Type}} {
 				if p[1] != "" {
-					place += ", " + p[0] + " " + p[1]
+					place = append(place, p[0]+" "+p[1])
 				}
 			}
-			out(cmd, "\n  %s %s: %s\n", f.Certainty, f.Code, place)
+			out(cmd, "\n  %s %s: %s\n", f.Certainty, f.Code, strings.Join(place, ", "))
 			for _, p := range [][2]string{{"patch", f.Patch}, {"rule", f.Rule}, {"hint", f.Hint}, {"detail", f.Detail}} {
 				if p[1] != "" {
 					out(cmd, "    %-7s %s\n", p[0], strings.ReplaceAll(p[1], "\n", "\n            "))
