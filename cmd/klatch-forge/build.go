@@ -26,7 +26,7 @@ import (
 )
 
 func buildCommand(o *options) *cobra.Command {
-	var release string
+	var release, function string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "build --kernel RELEASE",
@@ -42,9 +42,15 @@ with their prototypes, is proved, and what the new ones do is not.
 
 Exit status: 0 built; 3 refused, with code, place, rule and a hint
 (docs/reference/refusals.md); 4 this kernel was built from none of the touched
-files; 75 broken: the builder's fault, try again.`,
+files; 75 broken: the builder's fault, try again.
+
+--explain FUNCTION builds nothing and says of one function what changes, in
+source and object code, and why the livepatch replaces it or why not.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if function != "" {
+				return cli.Cannot(explainFunction(cmd, o, kernel.Release(release), function, asJSON), "explain %s", function)
+			}
 			res, err := runBuild(cmd, o, kernel.Release(release))
 			if err != nil {
 				return cli.Cannot(err, "build a livepatch for %s", release)
@@ -66,48 +72,57 @@ files; 75 broken: the builder's fault, try again.`,
 	}
 	kernelFlag(c, &release)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
+	c.Flags().StringVar(&function, "explain", "", "say of this function why it is in the livepatch, or why not; builds nothing")
 	return c
 }
 
 func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, error) {
 	var none build.Result
-	d, err := o.data()
+	d, plan, driver, err := planned(cmd, o, r)
 	if err != nil {
 		return none, err
 	}
+	return build.Run(cmd.Context(), driver, plan, d.Path, build.NewClock(o.console(cmd).step))
+}
+
+// planned composes the plan of the queue as it is, and the driver for it.
+func planned(cmd *cobra.Command, o *options, r kernel.Release) (d datadir.Dir, plan compose.Plan, driver build.Builder, err error) {
+	if d, err = o.data(); err != nil {
+		return d, plan, nil, err
+	}
 	e, err := catalog.Load(d.Path, r)
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
 	q := queue.Open(d.Path, e.Series)
 	patches, err := q.List()
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
 	hand, err := q.Handwritten()
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
-	builder, tools, err := newBuilder(cmd, o, e, hand)
+	driver, tools, err := newBuilder(cmd, o, e, hand)
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
 	done, err := build.Read(d.Path, r)
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
-	plan := compose.NewHandwritten(e, hand, patches, tools, 0)
+	plan = compose.NewHandwritten(e, hand, patches, tools, 0)
 	if hand == nil {
 		if plan, err = compose.New(e, patches, tools, 0); err != nil {
-			return none, err
+			return d, plan, nil, err
 		}
 	}
 	digest, err := plan.Digest()
 	if err != nil {
-		return none, err
+		return d, plan, nil, err
 	}
 	plan.Sequence = build.Next(done, digest)
-	return build.Run(cmd.Context(), builder, plan, d.Path, build.NewClock(o.console(cmd).step))
+	return d, plan, driver, nil
 }
 
 func printBuild(cmd *cobra.Command, r build.Result) {

@@ -22,7 +22,7 @@ import (
 
 func queueCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "queue", Short: "Source patches, or a hand-written livepatch: what is built next"}
-	c.AddCommand(queueImport(o), queueAdd(o), queueCheck(o), queueDrop(o), queueList(o))
+	c.AddCommand(queueImport(o), queueAdd(o), queueCheck(o), queueDrop(o), queueList(o), queueLint(o))
 	return c
 }
 

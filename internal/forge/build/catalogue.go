@@ -42,7 +42,10 @@ func Refuse(code fault.Code, file string) Refusal {
 	r := Catalogue[i]
 	hint := r.Hint
 	if r.WayOut != "" {
-		hint += "; known way out: " + r.WayOut
+		if hint != "" {
+			hint += "; "
+		}
+		hint += "known way out: " + r.WayOut
 	}
 	return Refusal{Code: code, File: file, Rule: r.Rule, Hint: hint}
 }
@@ -84,19 +87,20 @@ var Catalogue = []Rule{
 		reboot, "do the same work for what is already initialized in a post-patch callback"},
 	{"not_traceable", Code, "the function cannot be traced, so the kernel cannot redirect it", kernelD + "section 7: functions must be traceable by ftrace",
 		"patch its callers instead", "a private copy of the function that the patched callers call"},
-	{"not_patchable", Code, "a changed function cannot be patched", "create-diff-object", "see the detail for its name", ""},
+	{"not_patchable", Code, "a changed function must have a section of its own; those of .sched.text and such have not", "include/asm-generic/vmlinux.lds.h; create-diff-object",
+		"change what it calls, or what calls it, instead", ""},
 	{"static_key", Code, "the function uses a static key that belongs to a module, which a livepatch cannot follow", guide + "Jump labels and static calls",
 		"", "use static_key_enabled() in the patched function"},
 	{"static_call", Code, "the function uses a static call that belongs to a module, which a livepatch cannot follow", guide + "Jump labels and static calls",
 		"", "call through static_call_query() in the patched function"},
-	{"unreconcilable", Code, "the differ met a change outside of functions that it cannot carry over", "create-diff-object, \"unreconcilable difference\"",
-		"make the change smaller; move it into functions", ""},
-	{"differ_refused", Code, "create-diff-object refused the change", "create-diff-object", "look at the detail; a smaller source patch often helps", ""},
 	{"no_such_function", Code, "a replaced function must be in the kernel, at the position that is said", kernelD + "section 4.1; old_sympos in include/linux/livepatch.h",
 		"look into the kernel's symbol table, where clones of the compiler's have other names", ""},
 	{"prototype_changed", Code, "a hand-written function must have the prototype of the one that it replaces", kernelD + "section 4.1",
 		"take the prototype from the kernel's source, types and all", ""},
-	{"export_changed", Code, "an exported function must keep its prototype and its symbol version: loaded modules call it by the old one", guide + "Exported symbol versioning",
+	{"unreconcilable", Code, "the differ met a change that it cannot carry over", "create-diff-object",
+		"look at the detail; make the change smaller, move it into functions, leave static variables where they are", ""},
+	{"differ_refused", Code, "the differ refused the change", "create-diff-object, objtool klp", "look at the detail; a smaller source patch often helps", ""},
+	{"export_changed", Code, "what is exported must stay so, with its prototype: loaded modules call it by the old one", guide + "Exported symbol versioning",
 		reboot, "add a new function with the new prototype and leave the exported one"},
 
 	{"data_changed", Data, "initialized data must keep its value: the present value lives in the running kernel", guide + "Data semantic changes",
@@ -132,6 +136,8 @@ var Catalogue = []Rule{
 		"replace these callers too", ""},
 	{"callbacks", Warning, "callbacks run only of the newer livepatch when one replaces another", "Documentation/livepatch/cumulative-patches.rst, Limitations",
 		"look that the callbacks find what an earlier livepatch left, and that a later one can do without theirs", ""},
+	{"new_pointer", Warning, "nobody may keep a pointer into the livepatch: its code goes when a newer livepatch replaces it", kernelD + "section 4.4, Replacing",
+		"look whether the address is stored (a timer, a work item, a callback) or only used during the call", "point to a function that the kernel has, and change that one"},
 	{"merged", Warning, "two source patches change one function; they were merged in the queue's order", "",
 		"look at the merged function as a whole", ""},
 }

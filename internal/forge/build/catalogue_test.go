@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +27,56 @@ func TestCatalogueIsDocumented(t *testing.T) {
 	have, err := os.ReadFile(file)
 	if err != nil || string(have) != build.Document() {
 		t.Errorf("%s is not what the catalogue says (%v); run with -args -update", file, err)
+	}
+}
+
+// elsewhere are the codes whose real change is not in the table of
+// objbuild/refusals_vm_test.go, with the test that has it.
+var elsewhere = map[string]string{
+	"wrong_environment":    "objbuild TestWrongEnvironmentIsRefused too",
+	"differ_refused":       "klpbuild: what objtool says without more; create-diff-object's own errors are all told apart",
+	"module_name_too_long": "no real change: a name made of the sequence has 17 bytes at most",
+	"not_proved":           "every build of the source driver warns so",
+	"inlined":              "the source driver; no case yet",
+	"callbacks":            "the source driver; no case yet",
+}
+
+// TestEveryCodeHasACase reads the table of real changes that trigger a code,
+// each with a near miss: a code that nothing triggers is a promise to nobody.
+func TestEveryCodeHasACase(t *testing.T) {
+	files, err := filepath.Glob("*/*_vm_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := regexp.MustCompile(`(?m)^\s*\{code: "([a-z_]+)"`)
+	named := regexp.MustCompile(`"([a-z]+_[a-z_]+)"`)
+	has, hand := map[string]bool{}, map[string]bool{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(f, "source/") { // its suite has a form of its own
+			for _, m := range named.FindAllStringSubmatch(string(b), -1) {
+				hand[m[1]] = true
+			}
+		}
+		for _, m := range table.FindAllStringSubmatch(string(b), -1) {
+			has[m[1]] = true
+		}
+	}
+	if len(has) < 20 {
+		t.Fatalf("the tables have only %d codes", len(has))
+	}
+	for _, r := range build.Catalogue {
+		if !has[string(r.Code)] && !hand[string(r.Code)] && elsewhere[string(r.Code)] == "" {
+			t.Errorf("no real change of a kernel triggers %s: add it to objbuild/refusals_vm_test.go, or say in elsewhere where it is", r.Code)
+		}
+	}
+	for code := range has {
+		if !slices.ContainsFunc(build.Catalogue, func(r build.Rule) bool { return string(r.Code) == code }) {
+			t.Errorf("a case wants %s, which is not in the catalogue", code)
+		}
 	}
 }
 

@@ -6,11 +6,13 @@
 package compose
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"klatch/internal/cve"
 	"klatch/internal/fault"
@@ -113,4 +115,50 @@ func (p Plan) Digest() (string, error) {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:]), nil
+}
+
+// Conflict says in words why a patch does not apply: the earlier ones that are
+// in its way, what patch(1) said, and the hunks that it rejected.
+func Conflict(earlier []queue.Patch, p queue.Patch, said, rejects []byte) string {
+	var b strings.Builder
+	if who := InTheWay(earlier, p); len(who) > 0 {
+		fmt.Fprintf(&b, "in the way: %s\n", strings.Join(who, ", "))
+	}
+	fmt.Fprintf(&b, "%s\n%s", bytes.TrimSpace(said), bytes.TrimRight(rejects, "\n"))
+	return b.String()
+}
+
+// near is how far apart two changes may be and still be in each other's way:
+// the lines of context of a unified diff.
+const near = 3
+
+// InTheWay names the earlier patches that change the lines around which a
+// patch changes something. All are taken to be made from the same source.
+func InTheWay(earlier []queue.Patch, p queue.Patch) []string {
+	mine := lines(p)
+	var names []string
+	for _, e := range earlier {
+		theirs := lines(e)
+		for f, ls := range mine {
+			if slices.ContainsFunc(ls, func(a int) bool {
+				return slices.ContainsFunc(theirs[f], func(b int) bool { return a-b <= near && b-a <= near })
+			}) {
+				names = append(names, e.Name)
+				break
+			}
+		}
+	}
+	return names
+}
+
+// lines lists the lines of the old text that a patch changes, by file.
+func lines(p queue.Patch) map[string][]int {
+	out := map[string][]int{}
+	for f, e := range queue.Edits(p.Diff) {
+		out[f] = append(out[f], e.Removed...)
+		for _, n := range e.Inserted {
+			out[f] = append(out[f], n.Before)
+		}
+	}
+	return out
 }

@@ -355,7 +355,9 @@ func (g *Graph) named(includers []string, names map[string]bool, fields []field,
 		for _, it := range users[n] {
 			if it.kind == generates {
 				for _, u := range g.Includers(where[it]) {
-					reach[u] = true
+					if _, may := slices.BinarySearch(includers, u); may {
+						reach[u] = true
+					}
 				}
 				continue
 			}

@@ -190,3 +190,13 @@ func Edits(diff []byte) map[string]Edit {
 	keep()
 	return all
 }
+
+// Rejects is the file, in the root of the source, that takes the hunks which
+// do not fit.
+const Rejects = "klatch.rej"
+
+// ApplyCommand is patch(1) for a diff on standard input, in the root of the
+// source: moved lines are accepted, other context is not.
+func ApplyCommand() []string {
+	return []string{"patch", "-p1", "--unified", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=" + Rejects}
+}

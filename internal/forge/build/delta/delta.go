@@ -33,6 +33,8 @@ const (
 	Once    Kind = "init_code"
 	Export  Kind = "export_changed"
 	Section Kind = "section_changed"
+	Shared  Kind = "not_patchable"
+	NoTrace Kind = "not_traceable"
 )
 
 // Delta is what differs between two builds of an object.
@@ -43,7 +45,11 @@ type Delta struct {
 	Undefined []string // symbols that only the patched object needs
 	Defined   []string // global symbols of the patched object
 	Frames    []Frame  // that grew
+	Pointers  []Pointer
 }
+
+// Pointer is a place where the address of a new function is taken.
+type Pointer struct{ User, Function string }
 
 // Frame is the stack that a function takes by itself, in bytes.
 type Frame struct {
@@ -65,8 +71,8 @@ func Compare(original, patched []byte) (Delta, error) {
 	if err != nil {
 		return d, err
 	}
-	old := index(before.things)
-	now := index(after.things)
+	old := index(before.things, nil)
+	now := index(after.things, old)
 	changed := map[string]bool{}
 	for _, k := range keys(now) {
 		n := now[k]
@@ -79,10 +85,15 @@ func Compare(original, patched []byte) (Delta, error) {
 			if !had || !same(o, n) {
 				d.Stopping = append(d.Stopping, Change{Once, n.name, n.section, "it runs only at boot, or when a module comes or goes"})
 			}
+		case had && same(o, n):
+		case untraced(n.section):
+			d.Stopping = append(d.Stopping, Change{NoTrace, n.name, n.section, "code of this section runs before the kernel can trace"})
+		case shared(n.section):
+			d.Stopping = append(d.Stopping, Change{Shared, n.name, n.section, "the kernel gathers such functions in one section, which cannot be taken apart"})
 		case !had:
 			d.New = append(d.New, n.name)
 			changed[n.name] = true
-		case !same(o, n):
+		default:
 			d.Functions = append(d.Functions, n.name)
 			changed[n.name] = true
 			if was, is := frame(o.content), frame(n.content); is > was {
@@ -91,16 +102,14 @@ func Compare(original, patched []byte) (Delta, error) {
 		}
 	}
 	d.data(old, now, after, changed)
+	d.pointers(now, changed)
 	for name := range before.exported {
 		if !after.exported[name] {
 			d.Stopping = append(d.Stopping, Change{Export, name, "__ksymtab", "it is not exported any more"})
 		}
 	}
-	for _, name := range keys(after.sections) {
-		if was, had := before.sections[name]; !known(name) && (!had || !bytes.Equal(was, after.sections[name])) {
-			d.Stopping = append(d.Stopping, Change{Section, "", name, "its content differs"})
-		}
-	}
+	d.tables(old, now)
+	d.unnamed(before.sections, after.sections)
 	for name := range after.undefined {
 		if !before.undefined[name] {
 			d.Undefined = append(d.Undefined, name)
@@ -146,6 +155,91 @@ func (d *Delta) data(old, now map[string]thing, after *object, changed map[strin
 	}
 }
 
+// tables looks at what only one of the builds has: the kernel reads its tables
+// at boot, or when a module comes, so that a new entry would not be seen and a
+// removed one stays in force.
+func (d *Delta) tables(old, now map[string]thing) {
+	for _, k := range keys(now) {
+		n := now[k]
+		if _, had := old[k]; !had && !n.function && !ordinary(n.section) && !ownState(n.section) && !once(n.section) {
+			d.Stopping = append(d.Stopping, Change{Section, n.name, n.section, "the kernel has read this table already and would not see a new entry"})
+		}
+	}
+	for _, k := range keys(old) {
+		o := old[k]
+		if _, stays := now[k]; stays || ownState(o.section) {
+			continue
+		}
+		switch {
+		case once(o.section) && o.function:
+			d.Stopping = append(d.Stopping, Change{Once, o.name, o.section, "it is removed, but has run already"})
+		case !o.function && !ordinary(o.section) && !once(o.section):
+			d.Stopping = append(d.Stopping, Change{Section, o.name, o.section, "the kernel has read this table already; the removed entry stays in force"})
+		}
+	}
+}
+
+// unnamed compares sections that nobody knows by the content of both builds.
+func (d *Delta) unnamed(before, after map[string][]byte) {
+	for _, name := range keys(after) {
+		if was, had := before[name]; !known(name) && (!had || !bytes.Equal(was, after[name])) {
+			d.Stopping = append(d.Stopping, Change{Section, "", name, "its content differs"})
+		}
+	}
+	for _, name := range keys(before) {
+		if _, stays := after[name]; !stays && !known(name) {
+			d.Stopping = append(d.Stopping, Change{Section, "", name, "it is removed, but the kernel has used it already"})
+		}
+	}
+}
+
+// pointers finds where changed functions, and data that they bring, take the
+// address of a new function. That of a changed one is no trouble: the differ
+// makes it the address of the kernel's own.
+func (d *Delta) pointers(now map[string]thing, changed map[string]bool) {
+	for _, k := range keys(now) {
+		n := now[k]
+		if n.function && !changed[n.name] {
+			continue
+		}
+		for _, r := range n.refs {
+			p := Pointer{n.name, r.target}
+			if r.address && r.addend == 0 && slices.Contains(d.New, r.target) && !slices.Contains(d.Pointers, p) {
+				d.Pointers = append(d.Pointers, p)
+			}
+		}
+	}
+}
+
+// Copies looks at a differ's output for variables that the kernel has already:
+// the new functions would use a second one, and the running value be lost.
+func Copies(original, patched, diff []byte) ([]Change, error) {
+	var counts [3]map[string]int
+	var out []Change
+	for i, b := range [][]byte{original, patched, diff} {
+		o, err := read(b)
+		if err != nil {
+			return nil, err
+		}
+		counts[i] = map[string]int{}
+		for _, t := range o.things {
+			if t.function || ownState(t.section) || !strings.HasPrefix(t.section, ".data") && !strings.HasPrefix(t.section, ".bss") {
+				continue
+			}
+			counts[i][t.name]++
+			if i == 2 && counts[0][t.name] > 0 && counts[2][t.name] > counts[1][t.name]-counts[0][t.name] && !harmless(t.name) {
+				out = append(out, Change{Data, t.name, t.section, "the livepatch would bring a second copy of this variable and lose the running value"})
+			}
+		}
+	}
+	return out, nil
+}
+
+// harmless variables limit what is printed (include/linux/ratelimit.h).
+func harmless(name string) bool {
+	return slices.Contains([]string{"_rs", "__warned", "__print_once"}, name)
+}
+
 func refersToCode(a, b thing) bool {
 	is := func(r reference) bool { return r.code }
 	if !slices.ContainsFunc(a.refs, is) && !slices.ContainsFunc(b.refs, is) {
@@ -171,10 +265,28 @@ func unchangedUsers(n thing, after *object, changed map[string]bool) []string {
 	return users
 }
 
-// index names each thing, with a count where a name occurs several times.
-func index(ts []thing) map[string]thing {
+// index names each thing, with a count where a name occurs several times, as
+// static variables of different functions do. Of these the ones that are the
+// same in the other build get the same name, the rest one in their order.
+func index(ts []thing, other map[string]thing) map[string]thing {
 	out := map[string]thing{}
+	var rest []thing
 	for _, t := range ts {
+		found := false
+		for k := t.name; !found; k += "'" {
+			o, had := other[k]
+			if !had {
+				break
+			}
+			if _, taken := out[k]; !taken && o.section == t.section && same(o, t) {
+				out[k], found = t, true
+			}
+		}
+		if !found {
+			rest = append(rest, t)
+		}
+	}
+	for _, t := range rest {
 		k := t.name
 		for {
 			if _, taken := out[k]; !taken {
@@ -213,10 +325,29 @@ func constant(section string) bool {
 	return strings.HasPrefix(section, ".rodata") || strings.HasPrefix(section, ".data.rel.ro") || strings.HasPrefix(section, ".rel.ro")
 }
 
+// ordinary sections hold variables and constants that only code refers to.
+func ordinary(section string) bool {
+	for _, p := range []string{".data", ".bss", ".sdata"} {
+		if strings.HasPrefix(section, p) {
+			return true
+		}
+	}
+	return constant(section)
+}
+
+// shared says whether a section holds more than one function even where each
+// has one of its own (include/asm-generic/vmlinux.lds.h: SCHED_TEXT and such).
+func shared(section string) bool { return !strings.HasPrefix(section, ".text") }
+
+// untraced sections are those of noinstr (include/linux/compiler_types.h).
+func untraced(section string) bool {
+	return strings.HasPrefix(section, ".noinstr.text") || strings.HasPrefix(section, ".entry.text")
+}
+
 // ownState holds flags of one place in the code, and descriptions of it with
 // line numbers: the new code brings its own.
 func ownState(section string) bool {
-	for _, p := range []string{".data.once", ".data..once", "__dyndbg", "__verbose", ".printk_index", "__bug_table", ".discard", "__patchable"} {
+	for _, p := range []string{".data.once", ".data..once", "__dyndbg", "__verbose", ".printk_index", "__bug_table", ".discard", "__patchable", ".modinfo"} {
 		if strings.HasPrefix(section, p) {
 			return true
 		}
@@ -230,8 +361,8 @@ func ownState(section string) bool {
 func known(name string) bool {
 	for _, p := range []string{".altinstr", "__bug_table", "__ex_table", ".fixup", "__jump_table", ".parainstructions", ".smp_locks",
 		".static_call", ".orc_", "__mcount_loc", ".return_sites", ".retpoline_sites", ".call_sites", ".ibt_endbr_seal", ".comment", ".note",
-		".discard", ".printk_index", "__dyndbg", "__verbose", ".text", ".rodata.cst", ".rodata", ".data.once", ".cfi_sites", ".export_symbol",
-		"__ksymtab", "___ksymtab", "__kcrctab", "___kcrctab", ".modinfo", ".BTF_ids", ".gnu.linkonce"} {
+		".discard", ".printk_index", "__dyndbg", "__verbose", ".text", ".rodata.cst", ".rodata", ".data.once", ".data..once", ".cfi_sites", ".export_symbol",
+		"__ksymtab", "___ksymtab", "__kcrctab", "___kcrctab", ".modinfo", ".gnu.linkonce"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}

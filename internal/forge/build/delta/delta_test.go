@@ -42,6 +42,10 @@ int use(int i) { return outside("use", limits + i) + value + zero; }
 int same(int i) { return outside("same", limits) + i; }
 __attribute__((section(".init.text"))) int at_boot(void) { return outside("boot", 0); }
 int (*also)(void) = two;
+__attribute__((section(".sched.text"))) int shared(int i) { return outside("shared", 0) + i; }
+__attribute__((section(".noinstr.text"))) int entry(int i) { return outside("entry", 0) + i; }
+__attribute__((section("_kernel_table"), used)) static unsigned long entry_of_table = 7;
+int counted(void) { static int n; static const char id[] = "counted"; return outside(id, &n) + n++; }
 `
 
 func replace(t *testing.T, pairs ...string) string {
@@ -78,6 +82,12 @@ func TestCompare(t *testing.T) {
 		{"name in a table", `"table"`, `"Table"`, nil, []string{"data_changed table"}},
 		{"shared constant", "{ 1, 2, 3, 4 }", "{ 1, 2, 3, 5 }", nil, []string{"data_changed limits"}},
 		{"boot", `outside("boot", 0)`, `outside("boot!", 0)`, nil, []string{"init_code at_boot"}},
+		{"boot code that is gone", `__attribute__((section(".init.text"))) int at_boot(void) { return outside("boot", 0); }`, "", nil, []string{"init_code at_boot"}},
+		{"a section of many functions", `outside("shared", 0)`, `outside("shared!", 0)`, nil, []string{"not_patchable shared"}},
+		{"a section without tracing", `outside("entry", 0)`, `outside("entry!", 0)`, nil, []string{"not_traceable entry"}},
+		{"a new entry in a table", "int zero;", "int zero; __attribute__((section(\"_kernel_table\"), used)) static unsigned long second = 7;", nil, []string{"section_changed second"}},
+		{"an entry that is gone", `__attribute__((section("_kernel_table"), used)) static unsigned long entry_of_table = 7;`, "", nil, []string{"section_changed entry_of_table"}},
+		{"another static of the same name, before", "int zero;", `int zero; int before(void) { static int n; static const char id[] = "before"; return outside(id, &n) + n++; }`, nil, nil},
 		{"pointer to code", "also)(void) = two", "also)(void) = one", nil, []string{"data_changed also"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -118,6 +128,49 @@ func TestNewSymbolsAndFrames(t *testing.T) {
 	}
 	if len(d.Frames) != 1 || d.Frames[0].Function != "same" || d.Frames[0].New < 600 {
 		t.Errorf("frames %+v", d.Frames)
+	}
+}
+
+// A pointer to a function that only the livepatch has outlives it where
+// somebody keeps it; a call does not.
+func TestPointersToNewFunctions(t *testing.T) {
+	for _, c := range []struct {
+		name, use string
+		want      []Pointer
+	}{
+		{"called", "i += fresh(i);", nil},
+		{"handed out", "extern void keep(int (*)(int)); keep(fresh);", []Pointer{{"same", "fresh"}}},
+		{"one that the kernel has", "extern void keep(int (*)(int)); keep(use);", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := Compare(compiled(t, base), compiled(t, replace(t, "int same(int i) {",
+				"__attribute__((noinline)) int fresh(int i) { return outside(\"x\", &i); }\nint same(int i) { "+c.use)))
+			if err != nil || !slices.Equal(d.Pointers, c.want) {
+				t.Errorf("pointers %+v, %v, want %+v", d.Pointers, err, c.want)
+			}
+		})
+	}
+}
+
+func TestSecondCopyOfAVariable(t *testing.T) {
+	old := compiled(t, base)
+	out, err := Copies(old, old, compiled(t, "int value = 3; int also_new; int *p = &value;"))
+	if err != nil || len(out) != 1 || out[0].Name != "value" || out[0].Kind != Data {
+		t.Errorf("copies %+v, %v", out, err)
+	}
+	twice := compiled(t, replace(t, "int zero;", "int zero; int more(void) { static int n; return outside(\"m\", &n) + n++; }"))
+	if out, err = Copies(old, twice, compiled(t, "int outside(int *); int more(void) { static int n; return outside(&n) + n++; }")); err != nil || len(out) != 0 {
+		t.Errorf("a new static of a known name: %+v, %v", out, err)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	fs, err := Describe(compiled(t, base), "one")
+	if err != nil || len(fs) != 1 || fs[0].Symbol != "one" || fs[0].Bytes == 0 || !slices.Contains(fs[0].Refers, "outside") {
+		t.Errorf("function %+v, %v", fs, err)
+	}
+	if s := Source("f.part.0.isra.0"); s != "f" {
+		t.Errorf("source name %q", s)
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 // thing is a function or a variable of an object file.
 type thing struct {
 	name     string // without the number that the compiler gives to static locals
+	symbol   string // as it is
 	section  string
 	function bool
 	local    bool
@@ -37,6 +38,8 @@ type reference struct {
 	target string // a symbol's name, or the text of a string in quotes
 	addend int64
 	code   bool // it refers to a function
+	// address: the whole address is taken, as for a pointer
+	address bool
 }
 
 // object is what Compare knows of an object file.
@@ -48,9 +51,10 @@ type object struct {
 }
 
 // numbered finds the suffix of static locals and of clones whose numbers move.
-var numbered = regexp.MustCompile(`\.[0-9]+$`)
+// So do those of __UNIQUE_ID and BTF_ID, which count with __COUNTER__.
+var numbered = regexp.MustCompile(`\.[0-9]+$|^(__UNIQUE_ID_.*?|__BTF_ID__.*__)[0-9]+$`)
 
-func baseName(n string) string { return numbered.ReplaceAllString(n, "") }
+func baseName(n string) string { return numbered.ReplaceAllString(n, "$1") }
 
 func read(b []byte) (*object, error) {
 	f, err := elf.NewFile(bytes.NewReader(b))
@@ -86,6 +90,7 @@ type rela struct {
 	symbol int // in symbols
 	addend int64
 	pc     bool // relative to the place
+	whole  bool // the address itself
 }
 
 func (r *reader) section(i int) ([]byte, error) {
@@ -120,14 +125,15 @@ func (r *reader) relocations() error {
 		}
 		for ; len(data) >= entry; data = data[entry:] {
 			info := binary.LittleEndian.Uint64(data[8:])
-			n := int(info >> 32) //nolint:gosec // 32 bits
+			n := int(info >> 32)
 			if n == 0 || n > len(r.symbols) {
 				continue
 			}
 			kind := elf.R_X86_64(info & 0xffffffff)
 			r.relocs[int(s.Info)] = append(r.relocs[int(s.Info)], rela{binary.LittleEndian.Uint64(data), n - 1,
 				int64(binary.LittleEndian.Uint64(data[16:])), //nolint:gosec // two's complement
-				kind == elf.R_X86_64_PC32 || kind == elf.R_X86_64_PLT32 || kind == elf.R_X86_64_PC64})
+				kind == elf.R_X86_64_PC32 || kind == elf.R_X86_64_PLT32 || kind == elf.R_X86_64_PC64,
+				kind == elf.R_X86_64_64 || kind == elf.R_X86_64_32S || kind == elf.R_X86_64_32})
 		}
 	}
 	return nil
@@ -176,7 +182,7 @@ func (r *reader) object() (*object, error) {
 
 func (r *reader) thing(s elf.Symbol, function bool) (thing, error) {
 	sec := r.f.Sections[s.Section]
-	t := thing{name: baseName(s.Name), section: sec.Name, function: function, local: elf.ST_BIND(s.Info) == elf.STB_LOCAL, size: s.Size}
+	t := thing{name: baseName(s.Name), symbol: s.Name, section: sec.Name, function: function, local: elf.ST_BIND(s.Info) == elf.STB_LOCAL, size: s.Size}
 	data, err := r.section(int(s.Section))
 	if err != nil || sec.Type == elf.SHT_NOBITS {
 		return t, err
@@ -202,7 +208,7 @@ func (r *reader) refs(section int, start, size uint64) []reference {
 			continue
 		}
 		s := r.symbols[rel.symbol]
-		ref := reference{off: rel.off - start, target: baseName(s.Name), addend: rel.addend, code: elf.ST_TYPE(s.Info) == elf.STT_FUNC}
+		ref := reference{off: rel.off - start, target: baseName(s.Name), addend: rel.addend, address: rel.whole, code: elf.ST_TYPE(s.Info) == elf.STT_FUNC}
 		if elf.ST_TYPE(s.Info) == elf.STT_SECTION && int(s.Section) < len(r.f.Sections) {
 			r.inSection(&ref, int(s.Section), rel)
 		}
@@ -233,5 +239,7 @@ func (r *reader) inSection(ref *reference, section int, rel rela) {
 			return
 		}
 	}
-	ref.target, ref.code = sec.Name, sec.Flags&elf.SHF_EXECINSTR != 0
+	// An empty variable, such as a lock class without lock debugging, has no
+	// symbol that covers a byte; its section has its number.
+	ref.target, ref.code = baseName(sec.Name), sec.Flags&elf.SHF_EXECINSTR != 0
 }

@@ -208,6 +208,24 @@ func (k *Image) Position(name string, addr uint64) (pos, of int) {
 	return 0, len(all)
 }
 
+// Positions lists which of all functions and variables of a name a source file
+// may mean: its own local ones, else a global one.
+func (k *Image) Positions(name, source string) (positions []int, of int) {
+	file := filepath.Base(source)
+	for _, own := range []bool{true, false} {
+		for _, s := range k.byName[name] {
+			if own && s.local && (len(k.files) == 0 || s.file == file) || !own && !s.local {
+				p, n := k.Position(name, s.addr)
+				positions, of = append(positions, p), n
+			}
+		}
+		if len(positions) > 0 {
+			return positions, of
+		}
+	}
+	return nil, len(k.byName[name])
+}
+
 func (k *Image) bytes(addr, size uint64) []byte {
 	for _, s := range k.sections {
 		if addr >= s.addr && addr-s.addr <= uint64(len(s.data)) && size <= uint64(len(s.data))-(addr-s.addr) {

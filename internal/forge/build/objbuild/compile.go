@@ -19,6 +19,8 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/compose"
+	"klatch/internal/forge/queue"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 )
@@ -202,18 +204,21 @@ func mapKeys(m map[string]string) func(func(string) bool) {
 // lines are accepted, other context is not.
 func (j *job) apply(ctx context.Context) error {
 	done := j.clock.Step("apply", fmt.Sprintf("apply %d source patch(es)", len(j.plan.Patches)))
-	for _, p := range j.plan.Patches {
-		res, err := j.run(ctx, sandbox.Command{Stdin: bytes.NewReader(p.Diff),
-			Argv: []string{"patch", "-p1", "--unified", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"}})
+	for i, p := range j.plan.Patches {
+		res, err := j.run(ctx, sandbox.Command{Stdin: bytes.NewReader(p.Diff), Argv: queue.ApplyCommand()})
 		if err != nil {
 			return err
 		}
-		switch {
-		case res.Exit == 0:
-		case res.Exit == 1: // some hunks cannot be applied (patch(1), EXIT STATUS); anything else is trouble of our own
+		switch res.Exit {
+		case 0:
+		case 1: // some hunks cannot be applied (patch(1), EXIT STATUS); anything else is trouble of our own
 			r := build.Refuse("patch_does_not_apply", strings.Join(p.Files, ", "))
 			r.Rule = fmt.Sprintf("%s; source patch %s does not", r.Rule, p.Name)
-			r.Detail = shorten(res.Output)
+			rejects, err := durable.ReadFile(j.upper(queue.Rejects), maxSource)
+			if err != nil {
+				return fmt.Errorf("rejected hunks of %s: %w", p.Name, err)
+			}
+			r.Detail = shorten([]byte(compose.Conflict(j.plan.Patches[:i], p, res.Output, rejects)))
 			j.refuse(r)
 			return nil
 		default:

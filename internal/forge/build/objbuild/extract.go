@@ -18,6 +18,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/delta"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/livepatch"
 )
@@ -35,28 +36,18 @@ func (j *job) extract(ctx context.Context) error {
 	if err := j.writableDir("diff"); err != nil {
 		return err
 	}
-	var ts []task
+	var todo []*object
 	for _, o := range j.objects {
-		if o.same {
-			continue
+		o.compared = o.original
+		if !o.same {
+			todo = append(todo, o)
 		}
-		out := j.diffFile(o)
-		symbols := j.tree.Symbols()
-		if o.unit.Object != vmlinux {
-			symbols = j.tree.ModuleSymbols(o.unit.Object)
-		}
-		args := []string{j.Tools.program("create-diff-object"), o.original, o.patched, o.unit.Object, symbols,
-			filepath.Join(j.tree.Source(), "Module.symvers"), j.plan.Sequence.ModuleName(), out}
-		// The differ names functions by the object that it is given, by its
-		// last path element only; errors follow in its output.
-		ts = append(ts, task{out: out, command: fmt.Sprintf("'%s' > '%s.log' 2>&1 || rc=$$?; echo $${rc:-0} > '%s.rc'", strings.Join(args, "' '"), out, out)})
 	}
-	if len(ts) > 0 {
-		if res, err := j.runTasks(ctx, ts, []string{j.file("diff")}); err != nil {
-			return err
-		} else if res.Exit != 0 {
-			return fault.New(fault.Internal, "differ", "run create-diff-object: %s", shorten(res.Output))
-		}
+	if err := j.differ(ctx, todo); err != nil {
+		return err
+	}
+	if err := j.takeAlong(ctx, todo); err != nil {
+		return err
 	}
 	for _, o := range j.objects {
 		if err := j.differSaid(o); err != nil {
@@ -77,9 +68,77 @@ func (j *job) extract(ctx context.Context) error {
 	if err := j.onlyReplaced(ctx); err != nil {
 		return err
 	}
-	j.result.Functions = j.functions()
+	if j.result.Functions = j.functions(); len(j.result.Functions) == 0 {
+		j.nothingReplaced()
+	}
 	done(fmt.Sprintf("%d function(s)", len(j.result.Functions)))
 	return nil
+}
+
+// differ runs create-diff-object on objects side by side.
+func (j *job) differ(ctx context.Context, objects []*object) error {
+	var ts []task
+	for _, o := range objects {
+		out := j.diffFile(o)
+		symbols := j.tree.Symbols()
+		if o.unit.Object != vmlinux {
+			symbols = j.tree.ModuleSymbols(o.unit.Object)
+		}
+		args := []string{j.Tools.program("create-diff-object"), o.compared, o.patched, o.unit.Object, symbols,
+			filepath.Join(j.tree.Source(), "Module.symvers"), j.plan.Sequence.ModuleName(), out}
+		// The differ names functions by the object that it is given, by its
+		// last path element only; errors follow in its output.
+		ts = append(ts, task{out: out, command: fmt.Sprintf("'%s' > '%s.log' 2>&1 || rc=$$?; echo $${rc:-0} > '%s.rc'", strings.Join(args, "' '"), out, out)})
+	}
+	if len(ts) == 0 {
+		return nil
+	}
+	res, err := j.runTasks(ctx, ts, []string{j.file("diff")})
+	if err == nil && res.Exit != 0 {
+		err = fault.New(fault.Internal, "differ", "run create-diff-object: %s", shorten(res.Output))
+	}
+	return err
+}
+
+// takeAlong repeats the differ where a replaced function would jump into its
+// old cold part.
+func (j *job) takeAlong(ctx context.Context, objects []*object) error {
+	var again []*object
+	for _, o := range objects {
+		diff, err := durable.ReadFile(j.diffFile(o), livepatch.MaxModule)
+		if err != nil {
+			continue // it refused; differSaid says why
+		}
+		parts, err := leftBehind(diff)
+		if err != nil {
+			return err
+		}
+		if len(parts) == 0 {
+			continue
+		}
+		original, err := durable.ReadFile(o.original, livepatch.MaxModule)
+		if err != nil {
+			return err
+		}
+		changed, left, err := differing(original, parts)
+		if err != nil {
+			return err
+		}
+		for _, p := range left {
+			r := j.refusal("unreconcilable", o)
+			r.Function, r.Detail = p, "it jumps back into the old function by a jump label, and the differ leaves it behind"
+			j.refuse(r)
+		}
+		if bytes.Equal(changed, original) {
+			continue
+		}
+		o.compared = j.file("compare", o.flat())
+		if err := j.write(o.compared, changed); err != nil {
+			return err
+		}
+		again = append(again, o)
+	}
+	return j.differ(ctx, again)
 }
 
 // differSaid reads how the differ ended for one object. Its files are of the
@@ -118,9 +177,24 @@ func (j *job) differSaid(o *object) error {
 	if o.changed, err = replacedFunctions(diff); err != nil {
 		return err
 	}
-	if len(o.changed) == 0 {
-		r := j.refusal("nothing_replaced", o)
-		r.Detail = shorten(said)
+	if err := j.checkPositions(o, diff); err != nil {
+		return err
+	}
+	original, err := durable.ReadFile(o.original, livepatch.MaxModule)
+	if err != nil {
+		return err
+	}
+	patched, err := durable.ReadFile(o.patched, livepatch.MaxModule)
+	if err != nil {
+		return err
+	}
+	copies, err := delta.Copies(original, patched, diff)
+	if err != nil {
+		return err
+	}
+	for _, c := range copies {
+		r := j.refusal(fault.Code(c.Kind), o)
+		r.Function, r.Section, r.Detail = c.Name, c.Section, c.Why
 		j.refuse(r)
 	}
 	return nil
@@ -148,6 +222,16 @@ func (j *job) somethingChanged() error {
 		j.refuse(build.Refuse("nothing_changed", strings.Join(p.Files, ", ")))
 	}
 	return nil
+}
+
+// nothingReplaced refuses a livepatch of new code only: nobody would call it.
+// One object of several may be like that.
+func (j *job) nothingReplaced() {
+	for _, o := range j.objects {
+		if !o.same {
+			j.refuse(j.refusal("nothing_replaced", o))
+		}
+	}
 }
 
 // diffFile has a flat name, so that one writable folder is enough.
@@ -179,11 +263,10 @@ var complaints = []struct {
 	{regexp.MustCompile(`changed section \S*(?:\.data|\.bss)\S* not selected for inclusion|data section (\S+) (?:changed|selected)`), "data_changed"},
 	{regexp.MustCompile(`(?:section|changed section) \S*(?:\.init|\.exit)\S*`), "init_code"},
 	{regexp.MustCompile(`function (\S+) has no fentry/mcount call`), "not_traceable"},
+	{regexp.MustCompile(`static local (?:variable )?(\S+) (?:in \S+ was removed|has been correlated)|unreconcilable difference`), "unreconcilable"},
 	{regexp.MustCompile(`Found a jump label at (\S+?)(?:\(\))?[+,]\S*.*key`), "static_key"},
 	{regexp.MustCompile(`Found a static call at (\S+?)(?:\(\))?[+,]`), "static_call"},
 	{regexp.MustCompile(`(?:can't find|lookup_symbol|undefined reference|not found).*symbol.* (\S+)|symbol (\S+).*not found`), "symbol_missing"},
-	{regexp.MustCompile(`unreconcilable difference`), "unreconcilable"},
-	{regexp.MustCompile(`function\(s\) can not be patched`), "not_patchable"},
 }
 
 func (j *job) refuseDiffer(o *object, said []byte) {
@@ -250,7 +333,7 @@ func replacedFunctions(object []byte) ([]livepatch.Function, error) {
 		case funcNew:
 			out[i].Name = s.Name
 			if section {
-				out[i].Name = strings.TrimPrefix(f.Sections[s.Section].Name, ".text.")
+				out[i].Name = strings.TrimPrefix(strings.TrimPrefix(f.Sections[s.Section].Name, ".text."), "unlikely.")
 			}
 		case funcObject:
 			if int(s.Section) >= len(f.Sections) {

@@ -24,6 +24,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/build/module"
+	"klatch/internal/forge/build/touch"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
@@ -56,7 +57,8 @@ type knowledge struct {
 	units    *kerneltree.Units
 	graphMu  sync.Mutex // the graph keeps what it parsed
 	graph    *headers.Graph
-	symbols  map[string]bool // of vmlinux, and all that modules export
+	symbols  *touch.Symbols
+	touch    *touch.Kernel
 	compiler string
 	config   string // digest
 
@@ -81,16 +83,16 @@ type job struct {
 
 // Build implements build.Builder.
 func (d *Driver) Build(ctx context.Context, p compose.Plan, dir string, clock *build.Clock) (build.Result, error) {
-	return d.run(ctx, p, dir, clock, true)
+	return d.run(ctx, p, dir, clock, true, nil)
 }
 
 // Check does all of a build but the link: Built says that the plan can be
 // livepatched. It is safe for concurrent use.
 func (d *Driver) Check(ctx context.Context, p compose.Plan, clock *build.Clock) (build.Result, error) {
-	return d.run(ctx, p, "", clock, false)
+	return d.run(ctx, p, "", clock, false, nil)
 }
 
-func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *build.Clock, link bool) (build.Result, error) {
+func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *build.Clock, link bool, look func(context.Context, *job) error) (build.Result, error) {
 	j := &job{Driver: d, plan: p, tree: kerneltree.At(d.Cache, p.Kernel), dir: dir, clock: clock,
 		result: build.Result{Match: match.Empty()}}
 	if !j.tree.Ready() {
@@ -109,21 +111,39 @@ func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *bui
 		return j.result, err
 	}
 	j.scratch = filepath.Join(scratch, "overlay")
+	if err := j.walk(ctx, link); err != nil || look == nil {
+		return j.result, err
+	}
+	return j.result, look(ctx, j)
+}
+
+// walk goes through the steps until one refuses. Where nothing is linked it
+// goes on with the objects that were not refused, so that one look finds the
+// refusals of many.
+func (j *job) walk(ctx context.Context, link bool) error {
 	for i, step := range j.steps(link) {
+		before := len(j.objects)
+		told := len(j.result.Refusals)
 		if err := step(ctx); err != nil {
-			return j.result, err
+			return err
 		}
 		if len(j.result.Refusals) > 0 {
 			j.result.Result = build.Refused
-			return j.result, nil
+			j.objects = slices.DeleteFunc(j.objects, func(o *object) bool { return o.refused })
+			ofObjects := len(j.result.Refusals) == told || len(j.objects) < before
+			if link || !ofObjects || len(j.objects) == 0 {
+				return nil
+			}
 		}
 		if i == 1 && len(j.objects) == 0 {
 			j.result.Result = build.NotAffected
-			return j.result, nil
+			return nil
 		}
 	}
-	j.result.Result = build.Built
-	return j.result, nil
+	if len(j.result.Refusals) == 0 {
+		j.result.Result = build.Built
+	}
+	return nil
 }
 
 // steps is the build. Each may refuse; then the later ones do not run.
@@ -132,8 +152,10 @@ func (j *job) steps(link bool) []func(context.Context) error {
 		j.know,            // the kernel build, its compiler and settings
 		j.reach,           // object files that the patches reach
 		j.compileOriginal, // unpatched, or from the cache
+		j.dumpOriginal,    // what it exports
 		j.apply,           // the patches
 		j.compilePatched,
+		j.compareExports,
 		j.compare, // what changed, besides functions
 		j.prove,   // that the unpatched code is what the kernel runs
 		j.extract, // the changed functions
@@ -149,9 +171,10 @@ func (j *job) steps(link bool) []func(context.Context) error {
 	return steps
 }
 
-// refusal makes a refusal about an object, with the touched files that it was
-// reached through.
+// refusal makes a refusal about an object, which is not looked at any more,
+// with the touched files that it was reached through.
 func (j *job) refusal(code fault.Code, o *object) build.Refusal {
+	o.refused = true
 	r := build.Refuse(code, o.unit.Source)
 	for _, f := range j.plan.Files() {
 		if f != o.unit.Source && slices.Contains(o.deps, f) {

@@ -26,7 +26,7 @@ func newImages() map[string]*match.Image { return map[string]*match.Image{} }
 // not work.
 func (j *job) compare(_ context.Context) error {
 	done := j.clock.Step("compare", "compare both builds")
-	defined := map[string]bool{}
+	defined := map[string][]string{} // by the patched objects, and for what
 	deltas := make([]delta.Delta, len(j.objects))
 	for i, o := range j.objects {
 		before, err := durable.ReadFile(o.original, livepatch.MaxModule)
@@ -43,7 +43,7 @@ func (j *job) compare(_ context.Context) error {
 		}
 		o.same = d.Empty()
 		for _, n := range d.Defined {
-			defined[n] = true
+			defined[n] = append(defined[n], o.unit.Object)
 		}
 		deltas[i] = d
 	}
@@ -59,11 +59,14 @@ func (j *job) compare(_ context.Context) error {
 			j.refuse(r)
 		}
 		for _, n := range d.Undefined {
-			if !j.symbols[n] && !defined[n] {
-				r := j.refusal("symbol_missing", o)
-				r.Function = n
-				j.refuse(r)
+			if err := j.usable(o, n, defined[n]); err != nil {
+				return err
 			}
+		}
+		for _, p := range d.Pointers {
+			r := build.Refuse("new_pointer", o.unit.Source)
+			r.Function, r.Detail = p.User, "the address of "+p.Function
+			j.warn(r)
 		}
 		for _, f := range d.Frames {
 			if f.New-f.Old >= largeFrame {
@@ -74,6 +77,28 @@ func (j *job) compare(_ context.Context) error {
 		}
 	}
 	done(fmt.Sprintf("%d changed", changed))
+	return nil
+}
+
+// usable refuses a symbol that the new code of an object cannot refer to. New
+// code of a module's part is not ready before that module is there.
+func (j *job) usable(o *object, name string, defined []string) error {
+	if slices.Contains(defined, o.unit.Object) || slices.Contains(defined, vmlinux) {
+		return nil
+	}
+	code, owner, err := j.symbols.Use(o.unit.Object, name)
+	if err != nil || code == "" {
+		return err
+	}
+	if code == "symbol_missing" && len(defined) > 0 {
+		code, owner = "needs_module", defined[0]
+	}
+	r := j.refusal(code, o)
+	r.Function = name
+	if owner != "" {
+		r.Detail = fmt.Sprintf("%s is in module %s, which %s does not need", name, owner, o.unit.Object)
+	}
+	j.refuse(r)
 	return nil
 }
 

@@ -3,13 +3,10 @@
 package objbuild
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -19,6 +16,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/touch"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
@@ -35,8 +33,11 @@ type object struct {
 	deps     []string // files that it is compiled from
 	cmd      string   // command that compiles it, as make reads it
 	original string   // file
+	compared string   // what the differ gets for it
 	patched  string
+	exports  bool                 // symbols, for other objects and modules
 	same     bool                 // patched and unpatched do the same
+	refused  bool                 // it has a refusal
 	changed  []livepatch.Function // that the livepatch replaces
 }
 
@@ -70,9 +71,10 @@ func (j *job) know(ctx context.Context) error {
 	k := &knowledge{units: units, graph: graph}
 	j.knowledge = k
 	k.images = newImages()
-	if k.symbols, err = exported(j.tree); err != nil {
+	if k.symbols, err = touch.ReadSymbols(j.tree); err != nil {
 		return err
 	}
+	k.touch = &touch.Kernel{Tree: j.tree, Units: units, Includers: graph.Includers, Defines: k.symbols.Kernel}
 	config, err := durable.ReadFile(filepath.Join(j.tree.Source(), ".config"), 4<<20)
 	if err != nil {
 		return err
@@ -97,40 +99,7 @@ func (j *job) know(ctx context.Context) error {
 	return j.environment()
 }
 
-// exported lists the symbols that new code may refer to: all of vmlinux, and
-// what modules export.
-func exported(t kerneltree.Tree) (map[string]bool, error) {
-	all := map[string]bool{}
-	f, err := os.Open(t.Symbols())
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // opened for reading only
-	sc := bufio.NewScanner(f)
-	for sc.Scan() { // "Num: Value Size Type Bind Vis Ndx Name", as readelf -s prints
-		if w := strings.Fields(sc.Text()); len(w) == 8 && w[6] != "UND" {
-			all[w[7]] = true
-		}
-	}
-	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.Symbols(), err)
-	}
-	symvers, err := durable.ReadFile(filepath.Join(t.Source(), "Module.symvers"), 16<<20)
-	if err != nil {
-		return nil, err
-	}
-	for line := range bytes.Lines(symvers) {
-		if w := strings.Fields(string(line)); len(w) > 1 {
-			all[w[1]] = true
-		}
-	}
-	return all, nil
-}
-
 var includeLine = regexp.MustCompile(`^\s*#\s*include\b`)
-
-// imageFolders hold code that is copied or gone once the kernel runs.
-var imageFolders = []string{"arch/x86/boot/", "arch/x86/realmode/", "arch/x86/entry/vdso/", "arch/x86/purgatory/"}
 
 // reach maps the touched files to object files and refuses what nobody can
 // replace. Files that are not built are told; they are no reason to refuse.
@@ -151,24 +120,22 @@ func (j *job) reach(_ context.Context) error {
 		}
 	}
 	for _, f := range j.plan.Files() {
-		units := j.units.Of(f)
-		includers := j.graph.Includers(f)
-		switch {
-		case slices.ContainsFunc(imageFolders, func(p string) bool { return strings.HasPrefix(f, p) }):
-			j.refuse(build.Refuse("boot_image", f))
-		case len(units) == 0 && len(includers) == 0 && code(f):
+		code, err := j.touch.Of(f)
+		if err != nil {
+			return err
+		}
+		switch code {
+		case "not_built":
 			j.result.NotBuilt = append(j.result.NotBuilt, f)
-		case path.Ext(f) == ".S":
-			j.refuse(build.Refuse("assembly", f))
-		case path.Ext(f) == ".h" || path.Ext(f) == ".c":
-			if len(units) > 0 {
-				direct[f] = true
-			}
-			if len(includers) > 1 || len(includers) == 1 && includers[0] != f {
-				changes = append(changes, edits[f])
-			}
+			continue
+		case "":
 		default:
-			j.refuse(build.Refuse("not_code", f))
+			j.refuse(build.Refuse(code, f))
+			continue
+		}
+		direct[f] = len(j.units.Of(f)) > 0
+		if includers := j.graph.Includers(f); len(includers) > 1 || len(includers) == 1 && includers[0] != f {
+			changes = append(changes, edits[f])
 		}
 	}
 	if len(j.result.Refusals) > 0 {
@@ -216,15 +183,6 @@ func (j *job) reach(_ context.Context) error {
 	}
 	done(fmt.Sprintf("%d%s", len(j.objects), note))
 	return nil
-}
-
-// code says whether a file is one that could have been compiled or included.
-func code(f string) bool {
-	switch path.Ext(f) {
-	case ".c", ".h", ".S", ".inc":
-		return true
-	}
-	return strings.HasPrefix(f, "Documentation/") || strings.HasPrefix(f, "tools/") || strings.HasPrefix(f, "samples/")
 }
 
 func keys(ms ...map[string]bool) func(func(string) bool) {

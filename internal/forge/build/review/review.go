@@ -50,10 +50,10 @@ func Look(tree string, patches []queue.Patch) []Finding {
 				continue
 			}
 			lines := strings.Split(string(b), "\n")
-			for _, c := range changes(lines, edits[f]) {
-				id := f + " " + c.name
+			for _, c := range Changes(lines, edits[f]) {
+				id := f + " " + c.Name
 				if first, ok := by[id]; ok && first != p.Name {
-					out = append(out, Finding{"merged", f, c.name, first + " and " + p.Name})
+					out = append(out, Finding{"merged", f, c.Name, first + " and " + p.Name})
 				}
 				by[id] = p.Name
 				out = append(out, c.look(f)...)
@@ -63,40 +63,75 @@ func Look(tree string, patches []queue.Patch) []Finding {
 	return out
 }
 
-// change is what a patch does in one function.
-type change struct {
-	name           string
-	removed, added []string
+// Change is what a patch does in one function.
+type Change struct {
+	Name           string
+	Removed, Added []string
+	first          int      // index of the function's first line
 	body           []string // old
 }
 
-// changes groups an edit by the function that it is in.
-func changes(lines []string, e queue.Edit) []change {
-	var out []change
-	at := func(line int) *change {
+// Blank says whether only comments and empty lines change.
+func (c Change) Blank() bool {
+	return !slices.ContainsFunc(slices.Concat(c.Removed, c.Added), func(l string) bool {
+		l = strings.TrimSpace(l)
+		return l != "" && !strings.HasPrefix(l, "/*") && !strings.HasPrefix(l, "*") && !strings.HasPrefix(l, "//")
+	})
+}
+
+// Head is all that stands before the function's body, on one line; lines are
+// those that Changes was given.
+func (c Change) Head(lines []string) string {
+	last := c.first + 1
+	for last < len(lines) && !strings.HasPrefix(lines[last], "{") {
+		last++
+	}
+	return Above(lines, c.first) + strings.Join(lines[c.first:last], " ")
+}
+
+// Above is the part of a function's head on the line above its name, where
+// there is one: its type, or an attribute.
+func Above(lines []string, i int) string {
+	if i == 0 {
+		return ""
+	}
+	l := lines[i-1]
+	if l == "" || !letter(l[0]) || strings.ContainsAny(l, ";{}()#:") {
+		return ""
+	}
+	return l + " "
+}
+
+func letter(c byte) bool { return c == '_' || c|0x20 >= 'a' && c|0x20 <= 'z' }
+
+// Changes groups an edit by the function that it is in; what is in none is
+// left out.
+func Changes(lines []string, e queue.Edit) []Change {
+	var out []Change
+	at := func(line int) *Change {
 		name, start := functionAt(lines, line)
 		if name == "" {
 			return nil
 		}
-		i := slices.IndexFunc(out, func(c change) bool { return c.name == name })
+		i := slices.IndexFunc(out, func(c Change) bool { return c.Name == name })
 		if i < 0 {
 			end := start
 			for end < len(lines) && !strings.HasPrefix(lines[end], "}") {
 				end++
 			}
-			out = append(out, change{name: name, body: lines[start:end]})
+			out = append(out, Change{Name: name, first: start, body: lines[start:end]})
 			i = len(out) - 1
 		}
 		return &out[i]
 	}
 	for _, l := range e.Removed {
 		if c := at(l); c != nil && l <= len(lines) {
-			c.removed = append(c.removed, lines[l-1])
+			c.Removed = append(c.Removed, lines[l-1])
 		}
 	}
 	for _, n := range e.Inserted {
 		if c := at(n.Before); c != nil {
-			c.added = append(c.added, n.Lines...)
+			c.Added = append(c.Added, n.Lines...)
 		}
 	}
 	return out
@@ -110,24 +145,27 @@ func functionAt(lines []string, line int) (string, int) {
 			return "", 0
 		}
 		if m := function.FindStringSubmatch(lines[i]); m != nil {
+			if strings.HasSuffix(lines[i], ";") { // a declaration, or EXPORT_SYMBOL
+				return "", 0
+			}
 			return m[1], i
 		}
 	}
 	return "", 0
 }
 
-func (c change) look(file string) []Finding {
+func (c Change) look(file string) []Finding {
 	var out []Finding
 	add := func(code fault.Code, format string, args ...any) {
-		out = append(out, Finding{code, file, c.name, fmt.Sprintf(format, args...)})
+		out = append(out, Finding{code, file, c.Name, fmt.Sprintf(format, args...)})
 	}
-	if was, is := calls(locks, c.removed), calls(locks, c.added); !slices.Equal(was, is) {
+	if was, is := calls(locks, c.Removed), calls(locks, c.Added); !slices.Equal(was, is) {
 		add("lock_changed", "before %s; after %s", list(was), list(is))
 	}
-	if was, is := calls(waits, c.removed), calls(waits, c.added); len(is) > len(was) {
+	if was, is := calls(waits, c.Removed), calls(waits, c.Added); len(is) > len(was) {
 		add("new_wait", "%s", list(is))
 	}
-	if was, is := values(c.removed), values(c.added); len(was) > 0 && len(is) > 0 && !slices.Equal(was, is) {
+	if was, is := values(c.Removed), values(c.Added); len(was) > 0 && len(is) > 0 && !slices.Equal(was, is) {
 		add("return_changed", "before %s; after %s", list(was), list(is))
 	}
 	if s := calls(sleepers, c.body); len(s) > 0 {
