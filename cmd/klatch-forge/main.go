@@ -52,7 +52,7 @@ Only publishers need it; machines run klatch, servers klatch-server.`,
 	c.PersistentFlags().StringVar(&o.dir, "dir", envOr("KLATCH_FORGE_DIR", "."), "publisher's data folder (KLATCH_FORGE_DIR)")
 	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
 	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
-	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o),
+	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o), importDeltaCommand(o),
 		signCommand(o), publishCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
 	return c
 }

@@ -46,6 +46,7 @@ type Refusal struct {
 	Hint     string     `json:"hint"`
 	Type     string     `json:"type,omitempty"`    // data type, such as "struct sock"
 	Section  string     `json:"section,omitempty"` // of the object file
+	Through  []string   `json:"through,omitempty"` // touched files that this one includes: the change came through them
 	Detail   string     `json:"detail,omitempty"`  // what a tool said, shortened
 }
 
@@ -73,6 +74,7 @@ type Result struct {
 	Refusals  []Refusal            `json:"refusals"`
 	Warnings  []Refusal            `json:"warnings"`        // what a reviewer must look at; the livepatch was built
 	NotBuilt  []string             `json:"not_built"`       // touched files that this kernel was not built from
+	Unchanged []string             `json:"unchanged"`       // compiled source files whose code stays the same
 	Error     string               `json:"error,omitempty"` // why broken
 	Seconds   map[string]float64   `json:"seconds"`
 }
@@ -205,6 +207,9 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	}
 	if res.NotBuilt == nil {
 		res.NotBuilt = []string{}
+	}
+	if res.Unchanged == nil {
+		res.Unchanged = []string{}
 	}
 	if res.Warnings == nil {
 		res.Warnings = []Refusal{}

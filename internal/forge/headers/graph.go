@@ -33,6 +33,7 @@ type Graph struct {
 	included map[string][]string // the other way round
 	units    map[string]bool
 	items    map[string][]item
+	hashes   map[string][]uint32
 }
 
 const (
@@ -51,7 +52,7 @@ var include = regexp.MustCompile(`(?m)^[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+
 // Load reads the graph that is stored in file, or makes it from the tree and
 // stores it. units are the source files that the kernel was compiled from.
 func Load(tree, file string, units []string) (*Graph, error) {
-	g := &Graph{tree: tree, units: map[string]bool{}, items: map[string][]item{}}
+	g := &Graph{tree: tree, units: map[string]bool{}, items: map[string][]item{}, hashes: map[string][]uint32{}}
 	for _, u := range units {
 		g.units[u] = true
 	}

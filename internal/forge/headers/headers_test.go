@@ -76,7 +76,7 @@ func TestAffected(t *testing.T) {
 	}{
 		{"body of an inline function", 7, []string{"	return s->b;"}, false, []string{"net/direct.c", "net/macro.c", "net/traced.c", "net/whole.c"}},
 		{"another function", 9, []string{"static inline int other(void) { return 2; }"}, false, []string{"net/unused.c"}},
-		{"member of a type", 4, []string{"struct s { int b; int a; };"}, false, everyone},
+		{"member of a type", 4, []string{"struct s { int b; int a; };"}, false, []string{"net/direct.c", "net/macro.c", "net/traced.c", "net/whole.c"}},
 		{"a condition", 2, []string{"#ifdef H_H"}, false, everyone},
 		{"a new function before a macro", 10, []string{"static inline int brand_new(void) { return 3; }"}, true, nil},
 		{"a macro becomes a function", 10, []string{"static inline int brand_new(void) { return 3; }"}, false, []string{"net/macro.c"}},

@@ -14,6 +14,9 @@ type item struct {
 	names       []string // that it defines; none where nobody can tell
 	uses        []string // identifiers in it
 	kind        kind
+	body        int    // line of its first brace at the outermost level, 0 without
+	directive   string // such as include, ifdef or define
+	function    string // the name before the first parenthesis, of a function
 }
 
 type kind int
@@ -21,9 +24,9 @@ type kind int
 const (
 	other     kind = iota // declarations, variables, functions: used by name
 	layout                // a struct or union: its members are used without its name
-	condition             // #if, #include and such: what they change has no name
+	condition             // #if and such: what they change has no name
 	generates             // macros called at the outermost level that make code of their own (TRACE_EVENT)
-	blank                 // comments only
+	blank                 // comments and #include
 )
 
 // token is a word of C, or one character.
@@ -159,12 +162,22 @@ func callOnly(ts []token) bool {
 
 func directive(ts []token) item {
 	it := item{first: ts[0].line, last: ts[len(ts)-1].line, kind: condition}
+	if len(ts) > 1 {
+		it.directive = ts[1].text
+	}
+	if it.directive == "include" { // it brings in names, it changes none
+		it.kind = blank
+	}
 	if len(ts) > 2 && ts[1].text == "define" {
 		it.kind, it.names = other, []string{ts[2].text}
 		it.uses = identifiers(ts[3:])
 	}
 	return it
 }
+
+// Identifiers lists the identifiers in C text, sorted, without those in
+// comments and strings.
+func Identifiers(text string) []string { return identifiers(tokens(text)) }
 
 func identifiers(ts []token) []string {
 	var out []string
@@ -198,7 +211,7 @@ func declaration(ts []token) item {
 		switch t.text {
 		case "{", "(", "[":
 			if depth == 0 && t.text == "{" && body < 0 {
-				body = i
+				body, it.body = i, t.line
 			}
 			depth++
 		case "}", ")", "]":
@@ -214,8 +227,15 @@ func declaration(ts []token) item {
 			}
 			switch {
 			case !identifier(t.text), next == "(" && slices.Contains(attributes, t.text):
+			case i == 0 && next == "(": // a macro that makes something of its arguments
+				if end := closing(ts); end > 1 && !capital(t.text) {
+					it.names = append(it.names, identifiers(ts[2:end])...)
+				}
 			case depth == 0 && slices.Contains([]string{"(", ";", ",", "=", "[", "{", ":"}, next):
 				it.names = append(it.names, t.text) // a function, variable, type, or macro that makes one
+				if next == "(" && it.function == "" {
+					it.function = t.text
+				}
 			case depth > 0 && enum && body >= 0, depth == 1 && body < 0 && upper(ts, i):
 				it.names = append(it.names, t.text) // enumerators; DEFINE_MUTEX(name)
 			}
@@ -236,6 +256,24 @@ func calls(ts []token) bool {
 		!slices.ContainsFunc(ts, func(t token) bool { return t.text == "struct" || t.text == "union" }) ||
 		len(ts) > 0 && ts[len(ts)-1].text == ")"
 }
+
+// closing is the index of the parenthesis that closes the first one.
+func closing(ts []token) int {
+	depth := 0
+	for i, t := range ts {
+		switch t.text {
+		case "(":
+			depth++
+		case ")":
+			if depth--; depth == 0 {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+func capital(s string) bool { return s == strings.ToUpper(s) }
 
 // upper says whether an argument is one of a macro called in capitals.
 func upper(ts []token, i int) bool {

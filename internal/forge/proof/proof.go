@@ -10,6 +10,7 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/lab"
+	"klatch/internal/forge/lab/guest"
 	"klatch/internal/livepatch"
 )
 
@@ -66,8 +68,14 @@ type Trial struct {
 	Built   build.Result
 	Earlier []build.Result
 	Checks  map[cve.ID][]byte // program per fix; a fix without one is unchecked
+	Busy    time.Duration     // how long the busy machine is busy; 0 means DefaultBusy
 	Tell    func(what string) (done func(note string))
 }
+
+// DefaultBusy is how long the machine is kept busy around a load: long enough
+// for the transition of a busy machine, and for what a livepatch breaks in
+// files, sockets, processes and memory to show.
+const DefaultBusy = 15 * time.Second
 
 type run struct {
 	Trial
@@ -75,7 +83,7 @@ type run struct {
 	result Result
 }
 
-// Run does all scenarios in one boot. An error is the lab's or ours; what the
+// Run does all scenarios in two boots. An error is the lab's or ours; what the
 // livepatch did wrong is in the result.
 func Run(ctx context.Context, t Trial) (Result, error) {
 	r := &run{Trial: t, result: Result{Version: 1, Verdict: lab.Pass, Sequence: t.Built.Sequence,
@@ -113,10 +121,11 @@ func checkFile(id cve.ID) string       { return "check-" + string(id) }
 // pass: what follows would only tell of its consequences.
 func (r *run) story(ctx context.Context) {
 	name := r.Built.Sequence.ModuleName()
-	steps := []struct {
+	type step struct {
 		name string
 		do   func(context.Context) error
-	}{
+	}
+	steps := []step{
 		{"same-kernel", r.sameKernel},
 		{"flaws-show-before", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
 		{"load-from-clean", func(ctx context.Context) error { return r.load(ctx, r.Built) }},
@@ -124,12 +133,11 @@ func (r *run) story(ctx context.Context) {
 		{"disable", func(ctx context.Context) error { return r.disable(ctx, name) }},
 		{"flaws-back-after-disable", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
 	}
+	steps = append(steps, step{"load-on-a-busy-machine", r.busy})
 	for _, e := range r.Earlier {
-		steps = append(steps, struct {
-			name string
-			do   func(context.Context) error
-		}{fmt.Sprintf("replace-sequence-%d", e.Sequence), func(ctx context.Context) error { return r.replace(ctx, e) }})
+		steps = append(steps, step{fmt.Sprintf("replace-sequence-%d", e.Sequence), func(ctx context.Context) error { return r.replace(ctx, e) }})
 	}
+	steps = append(steps, step{"load-after-reboot", r.reboot})
 	for _, s := range steps {
 		done := r.Tell(strings.ReplaceAll(s.name, "-", " "))
 		start := time.Now()
@@ -255,6 +263,52 @@ func (r *run) disable(ctx context.Context, name string) error {
 	}
 	_, err := r.output(ctx, "rmmod", name)
 	return err
+}
+
+// busy loads on a machine that is at work, lets it work on, and takes the
+// livepatch out while it still does.
+func (r *run) busy(ctx context.Context) error {
+	d := cmp.Or(r.Busy, DefaultBusy)
+	worked := make(chan error, 1)
+	go func() {
+		res, err := r.m.Run(ctx, lab.Command{Argv: []string{"/proc/1/exe", guest.LoadArg, d.String()}, Timeout: 2*d + transitionLimit})
+		if err == nil && (res.Exit != 0 || res.TimedOut) {
+			err = lab.Failf("work on the patched machine went wrong: %s", strings.TrimSpace(string(res.Stderr)))
+		}
+		worked <- err
+	}()
+	begin := time.NewTimer(time.Second)
+	defer begin.Stop()
+	select {
+	case err := <-worked:
+		return cmp.Or(err, lab.Brokenf(errors.New("it ended at once"), "put load on the machine"))
+	case <-begin.C:
+	}
+	if err := r.load(ctx, r.Built); err != nil {
+		return err
+	}
+	if err := <-worked; err != nil {
+		return err
+	}
+	if err := r.check(ctx, checkFixed); err != nil {
+		return err
+	}
+	return r.disable(ctx, r.Built.Sequence.ModuleName())
+}
+
+// reboot starts the machine anew: the flaws are back, and the livepatch loads
+// again.
+func (r *run) reboot(ctx context.Context) error {
+	if err := r.m.Reboot(ctx); err != nil {
+		return err
+	}
+	if err := r.check(ctx, checkFlaw); err != nil {
+		return err
+	}
+	if err := r.load(ctx, r.Built); err != nil {
+		return err
+	}
+	return r.check(ctx, checkFixed)
 }
 
 // replace loads an earlier sequence, then ours over it: exactly one must be

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"klatch/internal/cve"
 	"klatch/internal/fault"
@@ -23,9 +24,9 @@ import (
 
 const flaw = cve.ID("CVE-2026-0001")
 
-// guest is a machine that knows just what the scenarios ask. The real one is
+// fakeGuest is a machine that knows just what the scenarios ask. The real one is
 // tried by the tests with tag vm, with the same scenarios.
-type guest struct {
+type fakeGuest struct {
 	loaded, modules []string
 	works           bool // the livepatch fixes the flaw
 	flawless        bool // the kernel never had the flaw
@@ -34,16 +35,18 @@ type guest struct {
 	warnOnLoad      string
 	dead            error
 	refuses         bool
+	sick            bool // what runs on it goes wrong while a livepatch is loaded
+	gone            bool // after a restart the livepatch does not load any more
 }
 
-func (g *guest) Boot(context.Context, lab.Spec) (lab.Machine, error) {
+func (g *fakeGuest) Boot(context.Context, lab.Spec) (lab.Machine, error) {
 	if g.dead != nil {
 		return nil, lab.Brokenf(g.dead, "boot")
 	}
 	return g, nil
 }
 
-func (g *guest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
+func (g *fakeGuest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 	say := func(exit int, format string, args ...any) (lab.Result, error) {
 		return lab.Result{Exit: exit, Stdout: fmt.Appendf(nil, format, args...)}, nil
 	}
@@ -51,6 +54,12 @@ func (g *guest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 	switch {
 	case line == "uname -r":
 		return say(0, "6.1.0-50-cloud-amd64\n")
+	case strings.Contains(line, "klatch-lab-load"):
+		time.Sleep(1100 * time.Millisecond) // the scenario gives the work a second before it loads
+		if g.sick {
+			return lab.Result{Exit: 1, Stderr: []byte("files: read 3 bytes back, wrote 4")}, nil
+		}
+		return say(0, "files 9\n")
 	case strings.HasPrefix(line, "insmod "):
 		if g.refuses {
 			return lab.Result{Exit: 1, Stderr: []byte("Invalid module format")}, nil
@@ -83,24 +92,27 @@ func (g *guest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 	return lab.Result{}, fmt.Errorf("the fake guest does not know %q", line)
 }
 
-func (g *guest) Put(context.Context, string, fs.FileMode, io.Reader) error {
+func (g *fakeGuest) Put(context.Context, string, fs.FileMode, io.Reader) error {
 	return errors.ErrUnsupported
 }
-func (g *guest) BootID() string                      { return "boot" }
-func (g *guest) Console() (string, error)            { return g.console, nil }
-func (g *guest) Close() error                        { return nil }
-func (g *guest) Reboot(context.Context) error        { return errors.ErrUnsupported }
-func (g *guest) Reset(context.Context) error         { return errors.ErrUnsupported }
-func (g *guest) PowerCut(context.Context) error      { return errors.ErrUnsupported }
-func (g *guest) Link(context.Context, bool) error    { return errors.ErrUnsupported }
-func (g *guest) Await(context.Context, string) error { return errors.ErrUnsupported }
+func (g *fakeGuest) BootID() string           { return "boot" }
+func (g *fakeGuest) Console() (string, error) { return g.console, nil }
+func (g *fakeGuest) Close() error             { return nil }
+func (g *fakeGuest) Reboot(context.Context) error {
+	g.loaded, g.modules, g.refuses = nil, nil, g.gone
+	return nil
+}
+func (g *fakeGuest) Reset(context.Context) error         { return errors.ErrUnsupported }
+func (g *fakeGuest) PowerCut(context.Context) error      { return errors.ErrUnsupported }
+func (g *fakeGuest) Link(context.Context, bool) error    { return errors.ErrUnsupported }
+func (g *fakeGuest) Await(context.Context, string) error { return errors.ErrUnsupported }
 
 func built(seq livepatch.Sequence) build.Result {
 	return build.Result{Result: build.Built, Sequence: seq, Kernel: "6.1.0-50-cloud-amd64", Fixes: []cve.ID{flaw},
 		BuildID: [20]byte{1}, Module: &build.Module{Path: seq.ModuleName() + ".ko", SHA256: fmt.Sprintf("%064d", seq)}}
 }
 
-func try(t *testing.T, g *guest, checks map[cve.ID][]byte, earlier ...build.Result) Result {
+func try(t *testing.T, g *fakeGuest, checks map[cve.ID][]byte, earlier ...build.Result) Result {
 	t.Helper()
 	res, err := Run(t.Context(), Trial{Rig: g, Built: built(2), Earlier: earlier, Checks: checks,
 		Tell: func(string) func(string) { return func(string) {} }})
@@ -114,21 +126,23 @@ func TestVerdicts(t *testing.T) {
 	checks := map[cve.ID][]byte{flaw: []byte("#!/bin/sh\n")}
 	for _, c := range []struct {
 		name    string
-		guest   guest
+		guest   fakeGuest
 		checks  map[cve.ID][]byte
 		verdict lab.Verdict
 		check   livepatch.Check
 		last    string // scenario that decided
 		why     string
 	}{
-		{"a good livepatch passes", guest{works: true}, checks, lab.Pass, livepatch.Passed, "replace-sequence-1", ""},
-		{"one that loads and changes nothing fails", guest{}, checks, lab.Fail, livepatch.Unchecked, "flaws-gone-after", "still shows"},
-		{"a check that shows nothing before proves nothing", guest{flawless: true}, checks, lab.Fail, livepatch.Unchecked, "flaws-show-before", "proves nothing"},
-		{"a fix without a check is called unchecked", guest{works: true}, nil, lab.Pass, livepatch.Unchecked, "replace-sequence-1", ""},
-		{"the kernel's refusal is the livepatch's fault", guest{refuses: true}, checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "Invalid module format"},
-		{"a kernel warning is the livepatch's fault", guest{works: true, warnOnLoad: "[    5.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"},
+		{"a good livepatch passes", fakeGuest{works: true}, checks, lab.Pass, livepatch.Passed, "load-after-reboot", ""},
+		{"work that goes wrong on the patched machine is the livepatch's fault", fakeGuest{works: true, sick: true}, checks, lab.Fail, livepatch.Unchecked, "load-on-a-busy-machine", "read 3 bytes"},
+		{"it must load again after a restart", fakeGuest{works: true, gone: true}, checks, lab.Fail, livepatch.Unchecked, "load-after-reboot", "Invalid module format"},
+		{"one that loads and changes nothing fails", fakeGuest{}, checks, lab.Fail, livepatch.Unchecked, "flaws-gone-after", "still shows"},
+		{"a check that shows nothing before proves nothing", fakeGuest{flawless: true}, checks, lab.Fail, livepatch.Unchecked, "flaws-show-before", "proves nothing"},
+		{"a fix without a check is called unchecked", fakeGuest{works: true}, nil, lab.Pass, livepatch.Unchecked, "load-after-reboot", ""},
+		{"the kernel's refusal is the livepatch's fault", fakeGuest{refuses: true}, checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "Invalid module format"},
+		{"a kernel warning is the livepatch's fault", fakeGuest{works: true, warnOnLoad: "[    5.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"},
 			checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "WARNING"},
-		{"a lab that does not boot is broken, never a pass", guest{dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "boot", "no emulator"},
+		{"a lab that does not boot is broken, never a pass", fakeGuest{dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "boot", "no emulator"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			res := try(t, &c.guest, c.checks, built(1))
@@ -160,7 +174,7 @@ func TestOnlyThisModulesResultCounts(t *testing.T) {
 	if _, err := Read(dir, built(2)); fault.CodeOf(err) != "not_tested" {
 		t.Errorf("no result at all: %v", err)
 	}
-	if err := Keep(dir, try(t, &guest{works: true}, nil)); err != nil {
+	if err := Keep(dir, try(t, &fakeGuest{works: true}, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Read(dir, built(2)); err != nil {

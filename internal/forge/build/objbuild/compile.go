@@ -42,8 +42,9 @@ type recipe struct {
 
 const (
 	maxRecipe   = 1 << 20
-	makeAtOnce  = 200 // targets of one call
-	maxErrors   = 50  // lines of the compiler
+	makeAtOnce  = 200     // targets of one call
+	maxErrors   = 50      // lines of the compiler
+	maxLog      = 4 << 20 // of one compilation, in bytes
 	objectsData = "objbuild/3"
 )
 
@@ -254,16 +255,18 @@ func (j *job) compilePatched(ctx context.Context) error {
 	if len(missing) > 0 {
 		var ts []task
 		for _, o := range missing {
-			ts = append(ts, task{out: o.unit.Target, command: o.cmd})
+			ts = append(ts, task{out: o.unit.Target, command: o.cmd, log: o.unit.Target + ".log"})
 		}
-		res, err := j.runTasks(ctx, ts, nil)
-		if err != nil {
+		if _, err := j.runTasks(ctx, ts, nil); err != nil {
 			return err
 		}
 		for _, o := range missing {
 			b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
 			if err != nil {
-				return j.notCompiled(o, res)
+				if err := j.notCompiled(o); err != nil {
+					return err
+				}
+				continue
 			}
 			if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
 				return err
@@ -279,12 +282,16 @@ func (j *job) compilePatched(ctx context.Context) error {
 
 // notCompiled tells a fix that the compiler refuses from a build that went
 // wrong by itself: without a word of the compiler about the source it is ours.
-func (j *job) notCompiled(o *object, res sandbox.Result) error {
-	said := complaintsOf(res.Output)
+func (j *job) notCompiled(o *object) error {
+	log, err := durable.ReadFile(j.upper(o.unit.Target+".log"), maxLog)
+	if err != nil {
+		return fault.New(fault.Internal, "compile", "compile %s patched: the compiler left neither an object nor a log: %w", o.unit.Source, err)
+	}
+	said := complaintsOf(log)
 	if !slices.ContainsFunc(said, func(l string) bool { return strings.Contains(l, "error:") }) {
 		return fault.New(fault.Internal, "compile", "compile %s patched: %s", o.unit.Source, strings.Join(said, "\n"))
 	}
-	r := build.Refuse("does_not_compile", o.unit.Source)
+	r := j.refusal("does_not_compile", o)
 	r.Detail = strings.Join(said, "\n")
 	j.refuse(r)
 	return nil
@@ -294,6 +301,7 @@ func (j *job) notCompiled(o *object, res sandbox.Result) error {
 type task struct {
 	out     string // file that it makes, removed before
 	command string // as make reads it
+	log     string // file for what the command says; empty: the log of all
 }
 
 // runTasks runs commands side by side, in one sandbox: two of them could not
@@ -309,7 +317,11 @@ func (j *job) runTasks(ctx context.Context, ts []task, writable []string) (sandb
 		}
 		seen[t.out] = true
 		fmt.Fprintf(&m, " t%d", i)
-		fmt.Fprintf(&rules, "t%d:\n\t@set -e; rm -f '%s'; %s\n", i, t.out, t.command)
+		command := t.command
+		if t.log != "" {
+			command = fmt.Sprintf("{ %s; } > '%s' 2>&1", command, t.log)
+		}
+		fmt.Fprintf(&rules, "t%d:\n\t@set -e; rm -f '%s'; %s\n", i, t.out, command)
 	}
 	m.WriteString("\n.PHONY: all\n")
 	m.WriteString(rules.String())

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"klatch/internal/durable"
-	"klatch/internal/forge/build"
 	"klatch/internal/livepatch"
 )
 
@@ -70,7 +69,7 @@ func (j *job) compareExports(ctx context.Context) error {
 			if was == "" || is == "" || was == is || !j.symbols.Exports(o.unit.Object, n) {
 				continue
 			}
-			r := build.Refuse("export_changed", o.unit.Source)
+			r := j.refusal("export_changed", o)
 			r.Function, r.Detail = n, fmt.Sprintf("before: %s; after: %s", was, is)
 			j.refuse(r)
 		}

@@ -57,6 +57,11 @@ func (j *job) extract(ctx context.Context) error {
 	if len(j.result.Refusals) > 0 {
 		return nil
 	}
+	for _, o := range j.objects {
+		if o.same {
+			j.result.Unchanged = append(j.result.Unchanged, o.unit.Source)
+		}
+	}
 	if err := j.somethingChanged(); err != nil {
 		return err
 	}
@@ -120,7 +125,7 @@ func (j *job) takeAlong(ctx context.Context, objects []*object) error {
 			return err
 		}
 		for _, p := range left {
-			r := build.Refuse("unreconcilable", o.unit.Source)
+			r := j.refusal("unreconcilable", o)
 			r.Function, r.Detail = p, "it jumps back into the old function by a jump label, and the differ leaves it behind"
 			j.refuse(r)
 		}
@@ -188,7 +193,7 @@ func (j *job) differSaid(o *object) error {
 		return err
 	}
 	for _, c := range copies {
-		r := build.Refuse(fault.Code(c.Kind), o.unit.Source)
+		r := j.refusal(fault.Code(c.Kind), o)
 		r.Function, r.Section, r.Detail = c.Name, c.Section, c.Why
 		j.refuse(r)
 	}
@@ -224,7 +229,7 @@ func (j *job) somethingChanged() error {
 func (j *job) nothingReplaced() {
 	for _, o := range j.objects {
 		if !o.same {
-			j.refuse(build.Refuse("nothing_replaced", o.unit.Source))
+			j.refuse(j.refusal("nothing_replaced", o))
 		}
 	}
 }
@@ -265,10 +270,10 @@ var complaints = []struct {
 }
 
 func (j *job) refuseDiffer(o *object, said []byte) {
-	r := build.Refuse("differ_refused", o.unit.Source)
+	r := j.refusal("differ_refused", o)
 	for _, c := range complaints {
 		if m := c.text.FindSubmatch(said); m != nil {
-			r = build.Refuse(c.code, o.unit.Source)
+			r = j.refusal(c.code, o)
 			for _, g := range m[1:] {
 				if len(g) > 0 {
 					r.Function = string(g)

@@ -117,22 +117,32 @@ func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *bui
 	return j.result, look(ctx, j)
 }
 
-// walk goes through the steps until one refuses.
+// walk goes through the steps until one refuses. Where nothing is linked it
+// goes on with the objects that were not refused, so that one look finds the
+// refusals of many.
 func (j *job) walk(ctx context.Context, link bool) error {
 	for i, step := range j.steps(link) {
+		before := len(j.objects)
+		told := len(j.result.Refusals)
 		if err := step(ctx); err != nil {
 			return err
 		}
 		if len(j.result.Refusals) > 0 {
 			j.result.Result = build.Refused
-			return nil
+			j.objects = slices.DeleteFunc(j.objects, func(o *object) bool { return o.refused })
+			ofObjects := len(j.result.Refusals) == told || len(j.objects) < before
+			if link || !ofObjects || len(j.objects) == 0 {
+				return nil
+			}
 		}
 		if i == 1 && len(j.objects) == 0 {
 			j.result.Result = build.NotAffected
 			return nil
 		}
 	}
-	j.result.Result = build.Built
+	if len(j.result.Refusals) == 0 {
+		j.result.Result = build.Built
+	}
 	return nil
 }
 
@@ -159,6 +169,19 @@ func (j *job) steps(link bool) []func(context.Context) error {
 		steps = append(steps, name, j.link)
 	}
 	return steps
+}
+
+// refusal makes a refusal about an object, which is not looked at any more,
+// with the touched files that it was reached through.
+func (j *job) refusal(code fault.Code, o *object) build.Refusal {
+	o.refused = true
+	r := build.Refuse(code, o.unit.Source)
+	for _, f := range j.plan.Files() {
+		if f != o.unit.Source && slices.Contains(o.deps, f) {
+			r.Through = append(r.Through, f)
+		}
+	}
+	return r
 }
 
 func (j *job) refuse(r build.Refusal) { j.result.Refusals = append(j.result.Refusals, r) }

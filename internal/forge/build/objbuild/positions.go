@@ -8,8 +8,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-
-	"klatch/internal/forge/build"
 )
 
 // Places in the differ's tables, struct kpatch_patch_func (kpatch-patch.h) and
@@ -47,7 +45,7 @@ func (j *job) checkPositions(o *object, diff []byte) error {
 			if of <= 1 || len(allowed) == 0 || slices.Contains(allowed, said) { // one of another module, or the only one
 				continue
 			}
-			r := build.Refuse("unreconcilable", o.unit.Source)
+			r := j.refusal("unreconcilable", o)
 			r.Function = e.name
 			r.Detail = fmt.Sprintf("the kernel has %d symbols of this name; the differ means number %d, this file's is %d", of, said, allowed[0])
 			j.refuse(r)

@@ -54,7 +54,7 @@ func (j *job) compare(_ context.Context) error {
 			changed++
 		}
 		for _, c := range d.Stopping {
-			r := build.Refuse(fault.Code(c.Kind), o.unit.Source)
+			r := j.refusal(fault.Code(c.Kind), o)
 			r.Function, r.Section, r.Detail = c.Name, c.Section, c.Why
 			j.refuse(r)
 		}
@@ -93,7 +93,7 @@ func (j *job) usable(o *object, name string, defined []string) error {
 	if code == "symbol_missing" && len(defined) > 0 {
 		code, owner = "needs_module", defined[0]
 	}
-	r := build.Refuse(code, o.unit.Source)
+	r := j.refusal(code, o)
 	r.Function = name
 	if owner != "" {
 		r.Detail = fmt.Sprintf("%s is in module %s, which %s does not need", name, owner, o.unit.Object)
@@ -157,7 +157,7 @@ func (j *job) proveObject(ctx context.Context, o *object, functions []string) er
 	m.Different = append(m.Different, r.Different...)
 	for _, d := range r.Different {
 		if d.Replaced {
-			j.refuseUnproved(d.File, d.Function, d.Why)
+			j.refuseUnproved(o, d.Function, d.Why)
 		}
 	}
 	return nil
@@ -204,10 +204,10 @@ func (j *job) shipped(ctx context.Context, o *object) (string, error) {
 	return file, durable.WriteFile(file, b, 0o644)
 }
 
-func (j *job) refuseUnproved(file, function, why string) {
-	r := build.Refuse("match_failed", file)
+func (j *job) refuseUnproved(o *object, function, why string) {
+	r := j.refusal("match_failed", o)
 	if env := j.result.Match.Environment; len(env) > 0 {
-		r = build.Refuse("wrong_environment", file)
+		r = j.refusal("wrong_environment", o)
 		r.Hint = environmentHint(env)
 	}
 	r.Function, r.Detail = function, why
@@ -230,7 +230,7 @@ func (j *job) onlyReplaced(ctx context.Context) error {
 					return err
 				}
 				if i = slices.IndexFunc(m.Replaced, is); i < 0 {
-					j.refuseUnproved(o.unit.Source, f.Name, "the function was not compared")
+					j.refuseUnproved(o, f.Name, "the function was not compared")
 					continue
 				}
 			}

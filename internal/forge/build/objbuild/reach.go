@@ -18,6 +18,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/touch"
 	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/queue"
@@ -36,6 +37,7 @@ type object struct {
 	patched  string
 	exports  bool                 // symbols, for other objects and modules
 	same     bool                 // patched and unpatched do the same
+	refused  bool                 // it has a refusal
 	changed  []livepatch.Function // that the livepatch replaces
 }
 
@@ -197,6 +199,23 @@ func keys(ms ...map[string]bool) func(func(string) bool) {
 			}
 		}
 	}
+}
+
+// Reach says which source files a plan reaches, sorted, without compiling
+// anything; refusals are those that need no compiler.
+func (d *Driver) Reach(ctx context.Context, p compose.Plan) (sources []string, refusals []build.Refusal, err error) {
+	j := &job{Driver: d, plan: p, tree: kerneltree.At(d.Cache, p.Kernel), scratch: filepath.Join(d.Cache, "builds", "none"),
+		clock: build.NewClock(nil)}
+	if err := j.know(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := j.reach(ctx); err != nil {
+		return nil, nil, err
+	}
+	for _, o := range j.objects {
+		sources = append(sources, o.unit.Source)
+	}
+	return slices.Compact(sources), j.result.Refusals, nil
 }
 
 // Objects lists what a source file is a part of in a kernel build: vmlinux or

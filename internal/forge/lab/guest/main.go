@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -26,27 +27,40 @@ const (
 	agentTTY = "/dev/ttyS1"
 )
 
-// IsInit reports whether this process is the init of a small guest, or the
-// agent of any guest. A program that may be put into a guest calls it first,
+// IsInit reports whether this process is the init of a small guest, its load,
+// or the agent of any guest. A program that may be put into a guest calls it first,
 // and then Main. It is false everywhere else, also for process 1 of a
 // container.
 func IsInit() bool {
 	if filepath.Base(os.Args[0]) == AgentName {
 		return true
 	}
-	if os.Getpid() != 1 {
+	if os.Getpid() != 1 && !isLoad() {
 		return false
 	}
 	_, err := os.Stat(Marker)
 	return err == nil
 }
 
+func isLoad() bool { return len(os.Args) == 3 && os.Args[1] == LoadArg }
+
 // Main is the life of the guest side. It does not return. As init it sets
 // the guest up, starts itself again as the agent and collects the dead; as
-// the agent it serves the line.
+// the agent it serves the line. Called with LoadArg it puts load on the guest.
 func Main() {
 	if os.Getpid() == 1 {
 		initMain()
+	}
+	if isLoad() {
+		d, err := time.ParseDuration(os.Args[2])
+		if err == nil {
+			err = load(d, os.Stdout)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "klatch lab load:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	err := agentMain()
 	fmt.Fprintln(os.Stderr, "klatch lab agent:", err)
