@@ -28,6 +28,7 @@ import (
 func buildCommand(o *options) *cobra.Command {
 	var release string
 	var asJSON bool
+	var limits buildLimits
 	c := &cobra.Command{
 		Use:   "build --kernel RELEASE",
 		Short: "Build one cumulative livepatch from the queue",
@@ -40,12 +41,16 @@ A queue with a hand-written livepatch (klatch-forge queue add --source) is
 compiled as it is; that the functions which it replaces are the kernel's own,
 with their prototypes, is proved, and what the new ones do is not.
 
+All foreign programs run as a user of their own without network, over a copy
+that is thrown away. A build that hangs, or that takes more than --memory,
+--disk or --timeout allow, ends as broken.
+
 Exit status: 0 built; 3 refused, with code, place, rule and a hint
 (docs/reference/refusals.md); 4 this kernel was built from none of the touched
 files; 75 broken: the builder's fault, try again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := runBuild(cmd, o, kernel.Release(release))
+			res, err := runBuild(cmd, o, kernel.Release(release), &limits)
 			if err != nil {
 				return cli.Cannot(err, "build a livepatch for %s", release)
 			}
@@ -66,10 +71,11 @@ files; 75 broken: the builder's fault, try again.`,
 	}
 	kernelFlag(c, &release)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
+	limits.flags(c)
 	return c
 }
 
-func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, error) {
+func runBuild(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLimits) (build.Result, error) {
 	var none build.Result
 	d, err := o.data()
 	if err != nil {
@@ -88,7 +94,7 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, e
 	if err != nil {
 		return none, err
 	}
-	builder, tools, err := newBuilder(cmd, o, e, hand)
+	builder, tools, err := newBuilder(cmd, o, e, hand, limits)
 	if err != nil {
 		return none, err
 	}
@@ -137,7 +143,11 @@ func printBuild(cmd *cobra.Command, r build.Result) {
 		out(cmd, "refused   sequence %d for %s\n", r.Sequence, r.KernelBuild())
 		printRefusals(cmd, r.Refusals)
 	case build.Broken:
-		out(cmd, "broken    %s\nThis is the builder's fault, not the fix's. Try again; if it stays, report it.\n", r.Error)
+		out(cmd, "broken    %s\n", r.Error)
+		if r.Hint != "" {
+			out(cmd, "hint      %s\n", r.Hint)
+		}
+		out(cmd, "This is the builder's fault, not the fix's. Try again; if it stays, report it.\n")
 	}
 }
 

@@ -74,6 +74,7 @@ type Result struct {
 	Warnings  []Refusal            `json:"warnings"`        // what a reviewer must look at; the livepatch was built
 	NotBuilt  []string             `json:"not_built"`       // touched files that this kernel was not built from
 	Error     string               `json:"error,omitempty"` // why broken
+	Hint      string               `json:"hint,omitempty"`  // what to do about it, if known
 	Seconds   map[string]float64   `json:"seconds"`
 }
 
@@ -194,7 +195,7 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	start := time.Now()
 	res, err := b.Build(ctx, p, dir, clock)
 	if err != nil {
-		res.Result, res.Error = Broken, err.Error()
+		res.Result, res.Error, res.Hint = Broken, err.Error(), fault.HintOf(err)
 	}
 	clock.seconds["total"] = time.Since(start).Seconds()
 	res.Version, res.Plan, res.Sequence, res.Seconds = 1, digest, p.Sequence, clock.seconds

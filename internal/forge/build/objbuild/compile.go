@@ -41,7 +41,6 @@ type recipe struct {
 const (
 	maxRecipe   = 1 << 20
 	makeAtOnce  = 200 // targets of one call
-	maxErrors   = 50  // lines of the compiler
 	objectsData = "objbuild/3"
 )
 
@@ -258,7 +257,7 @@ func (j *job) compilePatched(ctx context.Context) error {
 		for _, o := range missing {
 			b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
 			if err != nil {
-				return j.notCompiled(o, res)
+				return j.notCompiled(o, res, err)
 			}
 			if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
 				return err
@@ -269,19 +268,6 @@ func (j *job) compilePatched(ctx context.Context) error {
 		}
 	}
 	done(fmt.Sprintf("%d reused", len(j.objects)-len(missing)))
-	return nil
-}
-
-// notCompiled tells a fix that the compiler refuses from a build that went
-// wrong by itself: without a word of the compiler about the source it is ours.
-func (j *job) notCompiled(o *object, res sandbox.Result) error {
-	said := complaintsOf(res.Output)
-	if !slices.ContainsFunc(said, func(l string) bool { return strings.Contains(l, "error:") }) {
-		return fault.New(fault.Internal, "compile", "compile %s patched: %s", o.unit.Source, strings.Join(said, "\n"))
-	}
-	r := build.Refuse("does_not_compile", o.unit.Source)
-	r.Detail = strings.Join(said, "\n")
-	j.refuse(r)
 	return nil
 }
 
@@ -314,19 +300,4 @@ func (j *job) runTasks(ctx context.Context, ts []task, writable []string) (sandb
 	}
 	return j.run(ctx, sandbox.Command{Writable: writable, Env: j.env(),
 		Argv: []string{"make", "-k", "-s", fmt.Sprintf("-j%d", runtime.NumCPU()), "-f", file}})
-}
-
-// complaintsOf takes the complaints out of a build log: errors of the
-// compiler, else its end.
-func complaintsOf(log []byte) []string {
-	var out []string
-	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, "error:") && len(out) < maxErrors {
-			out = append(out, strings.TrimSpace(line))
-		}
-	}
-	if len(out) == 0 {
-		return []string{shorten(log)}
-	}
-	return out
 }

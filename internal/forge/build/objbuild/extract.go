@@ -103,6 +103,9 @@ func (j *job) differSaid(o *object) error {
 	case status > 128: // killed by a signal (POSIX shell, 2.8.2)
 		return fault.New(fault.Internal, "differ", "create-diff-object of %s was killed: status %d: %s", o.unit.Target, status, shorten(said))
 	case status != differOK:
+		if why := troubleIn(said); why != "" {
+			return fault.New(fault.Unavailable, "differ", "create-diff-object of %s: %s", o.unit.Target, why)
+		}
 		j.refuseDiffer(o, said)
 		return nil
 	}
