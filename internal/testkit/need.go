@@ -61,6 +61,7 @@ var probes = map[string]func() bool{
 	"apt":         allInPath("apt-get", "dpkg-deb"),
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },
+	"gpg":         allInPath("gpg", "gpgconf"),
 	"gcc-11":      allInPath("gcc-11"),
 	"clang":       allInPath("clang-14"),
 	"python3":     allInPath("python3"),
