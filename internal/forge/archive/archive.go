@@ -142,6 +142,11 @@ func (a *Archive) apt(ctx context.Context, dir string, argv ...string) ([]byte, 
 		"Acquire::AllowDowngradeToInsecureRepositories", "Acquire::AllowWeakRepositories"} {
 		secure = append(secure, "-o", o+"=false")
 	}
+	// Images of containers turn apt's own caches off; without, each question
+	// parses all lists again (measured: 1.3 s of CPU time, with 0.02 s).
+	for _, c := range []string{"pkgcache", "srcpkgcache"} {
+		secure = append(secure, "-o", "Dir::Cache::"+c+"="+c+".bin")
+	}
 	cmd := exec.CommandContext(ctx, argv[0], append(secure, argv[1:]...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "APT_CONFIG="+a.path("apt.conf"), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
