@@ -305,6 +305,9 @@ func (a *Archive) Download(ctx context.Context, ps []Package, progress Progress)
 }
 
 func (a *Archive) download(ctx context.Context, p Package, progress func(int64)) error {
+	if err := a.removeOldParts(); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp(a.path("debs"), ".part-")
 	if err != nil {
 		return err

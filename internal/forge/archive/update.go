@@ -5,6 +5,7 @@ package archive
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"time"
 
 	"klatch/internal/durable"
@@ -59,4 +60,24 @@ func (a *Archive) lock(ctx context.Context) (func() error, error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// partOld is the age at which the folder of a download belongs to nobody: a
+// package takes minutes.
+const partOld = 24 * time.Hour
+
+// removeOldParts removes what downloads that were killed have left.
+func (a *Archive) removeOldParts() error {
+	parts, err := filepath.Glob(filepath.Join(a.path("debs"), ".part-*"))
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if st, err := os.Stat(p); err == nil && time.Since(st.ModTime()) > partOld {
+			if err := os.RemoveAll(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

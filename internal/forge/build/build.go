@@ -187,11 +187,11 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
 		return Result{}, err
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(final), ".building-")
+	dir, remove, err := Scratch(filepath.Dir(final), ".building-")
 	if err != nil {
 		return Result{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // scratch; gone after the rename
+	defer remove() // nothing is there after the rename
 	start := time.Now()
 	res, err := b.Build(ctx, p, dir, clock)
 	if err != nil {

@@ -86,7 +86,7 @@ func TestAWrongEnvironmentIsRefusedWhereTheCodeDiffers(t *testing.T) {
 			if w.cc != "" {
 				k.Entry.CC = w.cc
 			}
-			cache := otherCache(t, k, func(tree string) {
+			cache := kerneltest.OtherCache(t, k, func(tree string) {
 				if w.config[0] != "" {
 					changeConfig(t, filepath.Join(tree, ".config"), w.config[0], w.config[1])
 				}

@@ -103,11 +103,11 @@ func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *bui
 	if err := os.MkdirAll(filepath.Join(d.Cache, "builds"), 0o755); err != nil {
 		return j.result, err
 	}
-	scratch, err := os.MkdirTemp(filepath.Join(d.Cache, "builds"), string(p.Kernel.Release)+"-")
+	scratch, remove, err := build.Scratch(filepath.Join(d.Cache, "builds"), "run-"+string(p.Kernel.Release)+"-")
 	if err != nil {
 		return j.result, err
 	}
-	defer os.RemoveAll(scratch) //nolint:errcheck // scratch
+	defer remove()
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		return j.result, err
 	}
