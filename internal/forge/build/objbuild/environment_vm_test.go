@@ -155,7 +155,7 @@ func changeConfig(t *testing.T, name, from, to string) {
 }
 
 // nopAtDefinition adds an instruction to a function, wherever its type begins.
-func nopAtDefinition(t *testing.T, s, function string) string {
+func nopAtDefinition(t testing.TB, s, function string) string {
 	t.Helper()
 	for from := 0; ; {
 		i := strings.Index(s[from:], function+"(")
@@ -186,7 +186,7 @@ func check(t *testing.T, k kerneltest.Kernel, cache string, patches ...queue.Pat
 }
 
 // compileAlone compiles timens unpatched; nil where it does not compile.
-func compileAlone(t *testing.T, k kerneltest.Kernel, cache, flags string) []byte {
+func compileAlone(t testing.TB, k kerneltest.Kernel, cache, flags string) []byte {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "klatch-alone-")
 	if err != nil {
