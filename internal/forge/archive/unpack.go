@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -34,6 +36,13 @@ func UnpackTar(ctx context.Context, archive, dir string, patterns ...string) err
 		tar = append(tar, patterns...)
 	}
 	return pipe(ctx, []string{"xz", "-dc", "-T0", archive}, tar)
+}
+
+// UncompressXZ replaces the files of an unpacked folder that xz compressed and
+// whose names fit the pattern, on all processors.
+func UncompressXZ(ctx context.Context, dir, pattern string) error {
+	return pipe(ctx, []string{"find", dir, "-type", "f", "-name", pattern, "-print0"},
+		[]string{"xargs", "-0", "-r", "-P", strconv.Itoa(runtime.NumCPU()), "-n", "50", "xz", "-d", "--"})
 }
 
 // pipe runs "first | second", second as the build user where we are root.

@@ -239,6 +239,9 @@ func (m Maker) unpackBinary(ctx context.Context, k kernelPackages, unpacked, rel
 			return err
 		}
 	}
+	if err := archive.UncompressXZ(ctx, unpacked, "*.ko.xz"); err != nil {
+		return err
+	}
 	done("")
 	return nil
 }
