@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -95,6 +96,9 @@ func (j *job) compileUnpatched(ctx context.Context, objects []*object) error {
 	res, err := j.make(ctx, args...)
 	if err != nil {
 		return err
+	}
+	if res.Exit != 0 {
+		return fault.New(fault.Internal, "compile", "compile unpatched: %s", strings.Join(complaintsOf(res.Output), "\n"))
 	}
 	for _, o := range objects {
 		b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
@@ -254,20 +258,36 @@ func (j *job) compilePatched(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, o := range missing {
-			b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
-			if err != nil {
-				return j.notCompiled(o, res, err)
-			}
-			if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
-				return err
-			}
-			if err := durable.WriteFile(o.patched, b, 0o644); err != nil {
-				return err
-			}
+		if err := j.takePatched(missing, res); err != nil || len(j.result.Refusals) > 0 {
+			return err
 		}
 	}
 	done(fmt.Sprintf("%d reused", len(j.objects)-len(missing)))
+	return nil
+}
+
+// takePatched keeps what a batch has compiled, all of it or nothing: where a
+// command failed, an object that is there may be of an earlier step.
+func (j *job) takePatched(objects []*object, res sandbox.Result) error {
+	made := make([][]byte, len(objects))
+	for i, o := range objects {
+		b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
+		if err != nil {
+			return j.notCompiled(o, res, err)
+		}
+		made[i] = b
+	}
+	if res.Exit != 0 {
+		return j.notCompiled(objects[0], res, fs.ErrNotExist)
+	}
+	for i, o := range objects {
+		if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
+			return err
+		}
+		if err := durable.WriteFile(o.patched, made[i], 0o644); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
