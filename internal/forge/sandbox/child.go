@@ -91,6 +91,9 @@ func enter(arg string) error {
 	if err != nil {
 		return err
 	}
+	if err := endWithCaller(); err != nil {
+		return err
+	}
 	return syscall.Exec(program, s.Argv, append(os.Environ(), "TMPDIR="+private))
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -88,10 +89,46 @@ func TestNothingRunsOnAfterTheProgram(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(res.Output), "done\n") {
 		t.Fatalf("status %d, %v: %s", res.Exit, err, res.Output)
 	}
+	if left := running(mark); len(left) > 0 {
+		t.Errorf("left running: %v", left)
+	}
+}
+
+func running(mark string) []string {
+	var out []string
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), mark) {
-			t.Errorf("left running: %s: %q", f, b)
+			out = append(out, fmt.Sprintf("%s: %q", f, b))
+		}
+	}
+	return out
+}
+
+const callerEnv = "KLATCH_TEST_CALLER"
+
+// kill -9 of the one who builds ends what it started, though that runs as
+// another user by then.
+func TestAKilledCallerLeavesNothing(t *testing.T) {
+	mark := fmt.Sprintf("%d.%d", 86400+os.Getpid(), time.Now().UnixNano()%1e6)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), callerEnv+"=sleep "+mark+" & exec sleep "+mark)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the programs to start", func() bool { return len(running("sleep\x00"+mark)) == 2 })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	within(t, "the programs to end", func() bool { return len(running("sleep\x00"+mark)) == 0 })
+}
+
+func within(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }

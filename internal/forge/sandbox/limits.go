@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"strconv"
@@ -110,4 +111,15 @@ func (s spec) tempOptions() string {
 // no memory left. Where that is not allowed the other limits still hold.
 func preferred() {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(outOfMemoryPref), 0) //nolint:forbidigo // no file on a disk
+}
+
+// endWithCaller makes the program, and with it all of its process namespace,
+// end when the thread ends that called Run: kill -9 leaves no build running.
+// Run asks for that too, but a change of user makes the kernel forget it
+// (prctl(2), PR_SET_PDEATHSIG).
+func endWithCaller() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("end with the caller: %w", err)
+	}
+	return nil
 }
