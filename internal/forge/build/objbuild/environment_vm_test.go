@@ -57,7 +57,7 @@ var wrongs = []wrong{
 	{name: "no strong stack protector", config: [2]string{"CONFIG_STACKPROTECTOR_STRONG=y", "# CONFIG_STACKPROTECTOR_STRONG is not set"}},
 	{name: "no retpolines", config: [2]string{"CONFIG_RETPOLINE=y", "# CONFIG_RETPOLINE is not set"}},
 	{name: "another tick", config: [2]string{"CONFIG_HZ_250=y", "CONFIG_HZ_1000=y"}},
-	{name: "checked lists", config: [2]string{"# CONFIG_DEBUG_LIST is not set", "CONFIG_DEBUG_LIST=y"}},
+	{name: "unchecked lists", config: [2]string{"CONFIG_DEBUG_LIST=y", "# CONFIG_DEBUG_LIST is not set"}},
 	{name: "gcc 11", cc: "gcc-11", needs: "gcc-11"},
 	{name: "clang 14", cc: "clang-14", needs: "clang"},
 }
