@@ -81,7 +81,7 @@ func TestACompilerThatRunsOutIsBroken(t *testing.T) {
 		{"macros that explode", bomb, "gcc -c -o a.o a.c", false},
 		{"no memory for the compiler", "int x;\n", "ulimit -v 20000; gcc -c -o a.o a.c", false},
 		{"no room for the object", "int x[1000] = {1};\n", "ulimit -f 1; gcc -c -o a.o a.c", false},
-		{"no processes", "int x;\n", "prlimit --nproc=1:1 gcc -c -o a.o a.c", false},
+		{"no processes", "int x;\n", "prlimit --nproc=1:1 sh -c 'gcc -c -o a.o a.c; exit $$?'", false},
 		{"a compiler that somebody kills", "int x;\n", "(while ! pkill -9 -x cc1; do :; done) & exec gcc -c -o a.o -x c /dev/zero", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
