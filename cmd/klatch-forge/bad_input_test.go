@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,18 +12,6 @@ import (
 
 	"klatch/internal/fault"
 )
-
-// forge runs a command as a person would.
-func forge(args ...string) (string, error) {
-	var out bytes.Buffer
-	c := root()
-	c.SilenceErrors, c.SilenceUsage = true, true
-	c.SetArgs(args)
-	c.SetOut(&out)
-	c.SetErr(&out)
-	err := c.Execute()
-	return out.String(), err
-}
 
 // TestABadDiffIsRefusedAndTheNextOneTaken: each bad diff ends with exit
 // status 2 and its code, nothing of it stays, and a good one is taken after it.

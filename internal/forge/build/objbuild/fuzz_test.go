@@ -5,6 +5,8 @@ package objbuild
 import (
 	"encoding/binary"
 	"testing"
+
+	"klatch/internal/forge/build/module"
 )
 
 // FuzzModule reads any bytes as what the differ or the linker left, which a
@@ -19,7 +21,7 @@ func FuzzModule(f *testing.F) {
 				t.Errorf("a function without a name: %+v", names)
 			}
 		}
-		_, _ = modinfo(b)
+		_, _ = module.Info(b)
 	})
 }
 
