@@ -34,7 +34,7 @@ func TestFoldersOfKilledRunsAreRemovedAndOthersKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close() //nolint:errcheck // a test
+	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -139,7 +139,7 @@ func TestNoSecretsAndNoNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a test
+	defer l.Close()
 	reached := make(chan bool, 1)
 	go func() {
 		if c, err := l.Accept(); err == nil {
@@ -151,7 +151,7 @@ func TestNoSecretsAndNoNetwork(t *testing.T) {
 	if err := errors.Join(os.Mkdir(keys, 0o700), os.WriteFile(filepath.Join(keys, "module.key"), []byte("SECRET"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port //nolint:errcheck // it is one
+	port := l.Addr().(*net.TCPAddr).Port
 	cmd := command(t, fmt.Sprintf(`
 		cat /etc/shadow && echo READ
 		cat %[1]s/module.key && echo READ

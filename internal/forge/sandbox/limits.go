@@ -92,8 +92,8 @@ func noSpace(path string, free int64) error {
 // They stop at once what the watch stops in a moment.
 func (s spec) resources() map[int]uint64 {
 	r := map[int]uint64{
-		unix.RLIMIT_FSIZE: uint64(min(maxFileBytes, s.Limits.Disk)),                 //nolint:gosec // checked: positive
-		unix.RLIMIT_AS:    uint64(min(maxMemory, max(leastSpace, s.Limits.Memory))), //nolint:gosec // as above
+		unix.RLIMIT_FSIZE: uint64(min(maxFileBytes, s.Limits.Disk)), //nolint:gosec // checked: positive
+		unix.RLIMIT_AS:    uint64(min(maxMemory, max(leastSpace, s.Limits.Memory))),
 		unix.RLIMIT_CORE:  0,
 	}
 	if s.Drop { // the kernel counts by user; without root that is all of the caller's

@@ -205,7 +205,7 @@ func (c Command) written(limit int64) int64 {
 	for _, f := range folders {
 		_ = filepath.WalkDir(f, func(_ string, d fs.DirEntry, err error) error {
 			if err != nil {
-				return nil // what is removed meanwhile is not there
+				return nil //nolint:nilerr // what is removed meanwhile is not there
 			}
 			n += perEntry
 			if info, err := d.Info(); err == nil && !d.IsDir() {
