@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"klatch/internal/fault"
 	"klatch/internal/forge/sandbox"
 )
 
@@ -45,6 +47,9 @@ func UncompressXZ(ctx context.Context, dir, pattern string) error {
 		[]string{"xargs", "-0", "-r", "-P", strconv.Itoa(runtime.NumCPU()), "-n", "50", "xz", "-d", "--"})
 }
 
+// diskFull is what tar says: a write that was cut short comes first.
+var diskFull = regexp.MustCompile(`No space left on device|Disk quota exceeded|Wrote only [0-9]+ of [0-9]+ bytes`)
+
 // pipe runs "first | second", second as the build user where we are root. Both
 // end when we are killed: else they would write on into a folder that the next
 // run makes anew.
@@ -74,6 +79,10 @@ func pipe(ctx context.Context, first, second []string) error {
 	errPipe = errors.Join(errPipe, w.Close())
 	errB := b.Wait()
 	if err := errors.Join(errB, errA); err != nil {
+		if diskFull.Match(saidB.Bytes()) {
+			return fault.New(fault.Unavailable, "disk_full", "unpack: no space left on the disk: %s: %w", strings.TrimSpace(lastLines(saidB.String(), 3)), err).
+				WithHint("make room in the cache, then run the command again")
+		}
 		return fmt.Errorf("unpack: %s | %s: %s: %w", first[0], second[0], strings.TrimSpace(lastLines(saidA.String()+saidB.String(), 3)), err)
 	}
 	return errPipe
