@@ -112,7 +112,7 @@ fuzz: ## one fuzz target for a minute: make fuzz T=FuzzName
 	@test -n '$(T)' || { echo 'say which: make fuzz T=FuzzName'; exit 2; }
 	@dir=$$(grep -rl --include='*_test.go' 'func $(T)(' . | head -n1 | xargs -r dirname); \
 	test -n "$$dir" || { echo 'no fuzz target is called $(T)'; exit 2; }; \
-	$(GO) test -run '^$$' -fuzz '^$(T)$$' -fuzztime 1m "$$dir"
+	$(GO) test -run '^$$' -fuzz '^$(T)$$' -fuzztime 1m -fuzzminimizetime 2s "$$dir"
 
 .PHONY: bench
 bench: ## benchmarks ten times, compared with bench/

@@ -28,6 +28,7 @@ import (
 func buildCommand(o *options) *cobra.Command {
 	var release, function string
 	var asJSON bool
+	var limits buildLimits
 	c := &cobra.Command{
 		Use:   "build --kernel RELEASE",
 		Short: "Build one cumulative livepatch from the queue",
@@ -40,6 +41,10 @@ A queue with a hand-written livepatch (klatch-forge queue add --source) is
 compiled as it is; that the functions which it replaces are the kernel's own,
 with their prototypes, is proved, and what the new ones do is not.
 
+All foreign programs run as a user of their own without network, over a copy
+that is thrown away. A build that hangs, or that takes more than --memory,
+--disk or --timeout allow, ends as broken.
+
 Exit status: 0 built; 3 refused, with code, place, rule and a hint
 (docs/reference/refusals.md); 4 this kernel was built from none of the touched
 files; 75 broken: the builder's fault, try again.
@@ -51,7 +56,7 @@ source and object code, and why the livepatch replaces it or why not.`,
 			if function != "" {
 				return cli.Cannot(explainFunction(cmd, o, kernel.Release(release), function, asJSON), "explain %s", function)
 			}
-			res, err := runBuild(cmd, o, kernel.Release(release))
+			res, err := runBuild(cmd, o, kernel.Release(release), &limits)
 			if err != nil {
 				return cli.Cannot(err, "build a livepatch for %s", release)
 			}
@@ -73,12 +78,13 @@ source and object code, and why the livepatch replaces it or why not.`,
 	kernelFlag(c, &release)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
 	c.Flags().StringVar(&function, "explain", "", "say of this function why it is in the livepatch, or why not; builds nothing")
+	limits.flags(c)
 	return c
 }
 
-func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, error) {
+func runBuild(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLimits) (build.Result, error) {
 	var none build.Result
-	d, plan, driver, err := planned(cmd, o, r)
+	d, plan, driver, err := planned(cmd, o, r, limits)
 	if err != nil {
 		return none, err
 	}
@@ -86,7 +92,7 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release) (build.Result, e
 }
 
 // planned composes the plan of the queue as it is, and the driver for it.
-func planned(cmd *cobra.Command, o *options, r kernel.Release) (d datadir.Dir, plan compose.Plan, driver build.Builder, err error) {
+func planned(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLimits) (d datadir.Dir, plan compose.Plan, driver build.Builder, err error) {
 	if d, err = o.data(); err != nil {
 		return d, plan, nil, err
 	}
@@ -103,7 +109,7 @@ func planned(cmd *cobra.Command, o *options, r kernel.Release) (d datadir.Dir, p
 	if err != nil {
 		return d, plan, nil, err
 	}
-	driver, tools, err := newBuilder(cmd, o, e, hand)
+	driver, tools, err := newBuilder(cmd, o, e, hand, limits)
 	if err != nil {
 		return d, plan, nil, err
 	}
@@ -152,7 +158,11 @@ func printBuild(cmd *cobra.Command, r build.Result) {
 		out(cmd, "refused   sequence %d for %s\n", r.Sequence, r.KernelBuild())
 		printRefusals(cmd, r.Refusals)
 	case build.Broken:
-		out(cmd, "broken    %s\nThis is the builder's fault, not the fix's. Try again; if it stays, report it.\n", r.Error)
+		out(cmd, "broken    %s\n", r.Error)
+		if r.Hint != "" {
+			out(cmd, "hint      %s\n", r.Hint)
+		}
+		out(cmd, "This is the builder's fault, not the fix's. Try again; if it stays, report it.\n")
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 func explainFunction(cmd *cobra.Command, o *options, r kernel.Release, function string, asJSON bool) error {
-	_, plan, builder, err := planned(cmd, o, r)
+	_, plan, builder, err := planned(cmd, o, r, &buildLimits{})
 	if err != nil {
 		return err
 	}

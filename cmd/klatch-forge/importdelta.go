@@ -302,7 +302,7 @@ func compareSources(ctx context.Context, tree kerneltree.Tree, newTree, cache st
 
 // buildDelta builds the cumulative livepatch, and tries it where asked.
 func buildDelta(cmd *cobra.Command, o *options, e catalog.Entry, f *floodFlags, l *flood.Ledger) error {
-	res, err := runBuild(cmd, o, e.Release)
+	res, err := runBuild(cmd, o, e.Release, &buildLimits{})
 	if err != nil {
 		return err
 	}

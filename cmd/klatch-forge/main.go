@@ -7,6 +7,7 @@ package main
 
 import (
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,9 @@ func main() {
 		guest.Main()
 	}
 	sandbox.Child()
+	// Builds run as another user, who must read what we make for them. What
+	// nobody else may read, such as keys, is made with its own mode.
+	syscall.Umask(0o022)
 	os.Exit(cli.Run(root()))
 }
 

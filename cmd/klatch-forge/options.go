@@ -110,6 +110,9 @@ func (o *options) openArchive(ctx context.Context, distro string) (*archive.Arch
 	if err != nil {
 		return nil, "", err
 	}
+	if !o.quiet {
+		a.Say = console{os.Stderr}.say
+	}
 	return a, d.distro, a.Update(ctx, false)
 }
 

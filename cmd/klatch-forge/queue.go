@@ -162,7 +162,7 @@ has the next sequence.`,
 			if err != nil {
 				return cli.Cannot(err, "add %s", args[0])
 			}
-			diff, err := durable.ReadFile(args[0], 4<<20)
+			diff, err := queue.ReadDiff(args[0])
 			if err != nil {
 				return cli.Cannot(err, "add %s", args[0])
 			}

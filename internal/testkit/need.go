@@ -61,6 +61,10 @@ var probes = map[string]func() bool{
 	"apt":         allInPath("apt-get", "dpkg-deb"),
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },
+	"gpg":         allInPath("gpg", "gpgconf"),
+	"gcc-11":      allInPath("gcc-11"),
+	"clang":       allInPath("clang-14"),
+	"python3":     allInPath("python3"),
 }
 
 // SignFile is the kernel's own program that signs modules: the one that

@@ -14,7 +14,7 @@ import (
 // build kernels from one.
 func TestTheHostCannotTurnSignaturesOff(t *testing.T) {
 	dir := t.TempDir()
-	a, err := Open(filepath.Join(dir, "apt"), []Suite{{"http://mirror.invalid/debian", "bookworm"}})
+	a, err := Open(filepath.Join(dir, "apt"), []Suite{{URI: "http://mirror.invalid/debian", Name: "bookworm"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,9 +9,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
+	"klatch/internal/fault"
 	"klatch/internal/forge/sandbox"
 )
 
@@ -36,20 +40,36 @@ func UnpackTar(ctx context.Context, archive, dir string, patterns ...string) err
 	return pipe(ctx, []string{"xz", "-dc", "-T0", archive}, tar)
 }
 
-// pipe runs "first | second", second as the build user where we are root.
+// UncompressXZ replaces the files of an unpacked folder that xz compressed and
+// whose names fit the pattern, on all processors.
+func UncompressXZ(ctx context.Context, dir, pattern string) error {
+	return pipe(ctx, []string{"find", dir, "-type", "f", "-name", pattern, "-print0"},
+		[]string{"xargs", "-0", "-r", "-P", strconv.Itoa(runtime.NumCPU()), "-n", "50", "xz", "-d", "--"})
+}
+
+// diskFull is what tar says: a write that was cut short comes first.
+var diskFull = regexp.MustCompile(`No space left on device|Disk quota exceeded|Wrote only [0-9]+ of [0-9]+ bytes`)
+
+// pipe runs "first | second", second as the build user where we are root. Both
+// end when we are killed: else they would write on into a folder that the next
+// run makes anew.
 func pipe(ctx context.Context, first, second []string) error {
+	runtime.LockOSThread() // whose end Pdeathsig follows
+	defer runtime.UnlockOSThread()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	a := exec.CommandContext(ctx, first[0], first[1:]...)
 	b := exec.CommandContext(ctx, second[0], second[1:]...)
-	var complaint bytes.Buffer
-	a.Stdout, a.Stderr = w, &complaint
-	b.Stdin, b.Stderr = r, &complaint
+	var saidA, saidB bytes.Buffer // two, because both are written at once
+	a.Stdout, a.Stderr = w, &saidA
+	b.Stdin, b.Stderr = r, &saidB
 	b.Env = sandbox.BaseEnv()
+	a.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	b.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() == 0 {
-		b.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: sandbox.UID, Gid: sandbox.GID}}
+		b.SysProcAttr.Credential = &syscall.Credential{Uid: sandbox.UID, Gid: sandbox.GID}
 	}
 	if err := b.Start(); err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", second[0], err), r.Close(), w.Close())
@@ -59,7 +79,11 @@ func pipe(ctx context.Context, first, second []string) error {
 	errPipe = errors.Join(errPipe, w.Close())
 	errB := b.Wait()
 	if err := errors.Join(errB, errA); err != nil {
-		return fmt.Errorf("unpack: %s | %s: %s: %w", first[0], second[0], strings.TrimSpace(lastLines(complaint.String(), 3)), err)
+		if diskFull.Match(saidB.Bytes()) {
+			return fault.New(fault.Unavailable, "disk_full", "unpack: no space left on the disk: %s: %w", strings.TrimSpace(lastLines(saidB.String(), 3)), err).
+				WithHint("make room in the cache, then run the command again")
+		}
+		return fmt.Errorf("unpack: %s | %s: %s: %w", first[0], second[0], strings.TrimSpace(lastLines(saidA.String()+saidB.String(), 3)), err)
 	}
 	return errPipe
 }

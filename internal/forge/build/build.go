@@ -76,6 +76,7 @@ type Result struct {
 	NotBuilt  []string             `json:"not_built"`       // touched files that this kernel was not built from
 	Unchanged []string             `json:"unchanged"`       // compiled source files whose code stays the same
 	Error     string               `json:"error,omitempty"` // why broken
+	Hint      string               `json:"hint,omitempty"`  // what to do about it, if known
 	Seconds   map[string]float64   `json:"seconds"`
 }
 
@@ -188,15 +189,15 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
 		return Result{}, err
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(final), ".building-")
+	dir, remove, err := Scratch(filepath.Dir(final), ".building-")
 	if err != nil {
 		return Result{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // scratch; gone after the rename
+	defer remove() // nothing is there after the rename
 	start := time.Now()
 	res, err := b.Build(ctx, p, dir, clock)
 	if err != nil {
-		res.Result, res.Error = Broken, err.Error()
+		res.Result, res.Error, res.Hint = Broken, err.Error(), fault.HintOf(err)
 	}
 	clock.seconds["total"] = time.Since(start).Seconds()
 	res.Version, res.Plan, res.Sequence, res.Seconds = 1, digest, p.Sequence, clock.seconds

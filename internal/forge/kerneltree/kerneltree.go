@@ -21,6 +21,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/archive"
@@ -197,25 +199,20 @@ func (m Maker) make(ctx context.Context, t Tree, k kernelPackages, e *catalog.En
 		}
 	}
 	unpacked := filepath.Join(t.Dir, "unpacked")
-	done := m.Step("unpack packages of " + string(e.Release))
-	for _, u := range []struct {
-		p        archive.Package
-		patterns []string
-	}{
-		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/" + string(e.Release) + "/kernel"}},
-		{k.headers, []string{"./usr/src/*/Module.symvers", "./usr/src/*/.config"}},
-		{k.debug, []string{"./usr/lib/debug/boot/vmlinux-*", "./usr/lib/debug/lib/modules/" + string(e.Release) + "/kernel"}},
-		{k.source, []string{"./usr/src/linux-source-*.tar.xz"}},
-	} {
-		if err := archive.Unpack(ctx, m.Archive.File(u.p), unpacked, u.patterns...); err != nil {
+	// Uncompressing takes most of the time, and one core for each package. The
+	// source and the binary packages meet in prepare.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.unpackSource(gctx, t, k.source, unpacked) })
+	g.Go(func() error {
+		if err := m.unpackBinary(gctx, k, unpacked, string(e.Release)); err != nil {
 			return err
 		}
-	}
-	done("")
-	if err := m.takeModules(t, unpacked, string(e.Release)); err != nil {
-		return err
-	}
-	if err := m.takeImage(ctx, t, unpacked, e.Release); err != nil {
+		if err := m.takeModules(t, unpacked, string(e.Release)); err != nil {
+			return err
+		}
+		return m.takeImage(gctx, t, unpacked, e.Release)
+	})
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	if err := m.prepare(ctx, t, unpacked, e); err != nil {
@@ -225,6 +222,28 @@ func (m Maker) make(ctx context.Context, t Tree, k kernelPackages, e *catalog.En
 		return err
 	}
 	return durable.WriteFile(t.ready(), []byte(time.Now().UTC().Format(time.RFC3339)+"\n"), 0o644)
+}
+
+// unpackBinary unpacks what the build needs of the image and its companions.
+func (m Maker) unpackBinary(ctx context.Context, k kernelPackages, unpacked, release string) error {
+	done := m.Step("unpack packages of " + release)
+	for _, u := range []struct {
+		p        archive.Package
+		patterns []string
+	}{
+		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/" + release + "/kernel"}},
+		{k.headers, []string{"./usr/src/*/Module.symvers", "./usr/src/*/.config"}},
+		{k.debug, []string{"./usr/lib/debug/boot/vmlinux-*", "./usr/lib/debug/lib/modules/" + release + "/kernel"}},
+	} {
+		if err := archive.Unpack(ctx, m.Archive.File(u.p), unpacked, u.patterns...); err != nil {
+			return err
+		}
+	}
+	if err := archive.UncompressXZ(ctx, unpacked, "*.ko.xz"); err != nil {
+		return err
+	}
+	done("")
+	return nil
 }
 
 // takeImage moves the image, the config and the vmlinux into place and proves

@@ -25,24 +25,32 @@ import (
 // prepareTimeout is generous: it takes 10 to 20 s on two cores.
 const prepareTimeout = 10 * time.Minute
 
-// prepare unpacks the source and brings it to the point where single objects
-// compile as the distribution compiled them.
-func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.Entry) error {
-	done := m.Step("unpack " + e.Source + " " + e.SourceV)
+// unpackSource makes the tree from the source package.
+func (m Maker) unpackSource(ctx context.Context, t Tree, source archive.Package, unpacked string) error {
+	done := m.Step("unpack " + source.Name + " " + source.Version)
+	if err := archive.Unpack(ctx, m.Archive.File(source), unpacked, "./usr/src/linux-source-*.tar.xz"); err != nil {
+		return err
+	}
 	tars, err := filepath.Glob(filepath.Join(unpacked, "usr/src/linux-source-*.tar.xz"))
 	if err != nil || len(tars) != 1 {
-		return fmt.Errorf("source package %s holds %d archives, want 1", e.Source, len(tars))
+		return fmt.Errorf("source package %s holds %d archives, want 1", source.Name, len(tars))
 	}
 	if err := archive.UnpackTar(ctx, tars[0], t.Source()); err != nil {
 		return err
 	}
+	done("")
+	return nil
+}
+
+// prepare brings the tree to the point where single objects compile as the
+// distribution compiled them.
+func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.Entry) error {
 	headers := filepath.Join(unpacked, "usr/src/linux-headers-"+string(e.Release))
 	for _, name := range []string{".config", "Module.symvers"} {
 		if err := os.Rename(filepath.Join(headers, name), filepath.Join(t.Source(), name)); err != nil {
 			return err
 		}
 	}
-	done("")
 	id, err := identifyFile(t.Vmlinux())
 	if err != nil {
 		return err
@@ -54,7 +62,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 	if err := writeSizeProbe(t); err != nil {
 		return err
 	}
-	done = m.Step("prepare the tree (configuration, objtool, structure sizes)")
+	done := m.Step("prepare the tree (configuration, objtool, structure sizes)")
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
 	for _, targets := range [][]string{{"prepare", "modules_prepare"}, {"M=" + probeDir, "probe.o"}} {

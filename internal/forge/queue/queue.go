@@ -38,6 +38,24 @@ type Patch struct {
 	Files  []string // touched, relative to the source tree
 }
 
+// ReadDiff reads a diff that somebody gives us; what is too large for any fix
+// is not read.
+func ReadDiff(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxPatch {
+		return nil, tooLarge(st.Size())
+	}
+	return durable.ReadFile(path, maxPatch)
+}
+
+func tooLarge(n int64) error {
+	return fault.New(fault.Invalid, "patch_too_large", "source patch has %d bytes, limit %d", n, maxPatch).
+		WithHint("a fix of upstream has a few KiB: split the change into one source patch for each fix")
+}
+
 // Queue is the queue of one series in a publisher's data folder.
 type Queue struct {
 	dir    string
@@ -71,6 +89,9 @@ func (q Queue) Add(p Patch) error {
 	} else if h != nil {
 		return fault.New(fault.Conflict, "mixed_queue", "queue %s holds a hand-written livepatch", q.Series).
 			WithHint("keep two queues, or write the source patch as part of the module")
+	}
+	if n := len(p.encode()); n > maxPatch { // List would refuse the whole queue
+		return tooLarge(int64(n))
 	}
 	names, err := q.names()
 	if err != nil {

@@ -25,6 +25,7 @@ type spec struct {
 	Writable               []string
 	Argv                   []string
 	Drop                   bool
+	Limits                 Limits
 }
 
 // private is the folder that each program has for itself: for temporary files,
@@ -32,7 +33,8 @@ type spec struct {
 const private = "/run"
 
 func (c Command) spec() spec {
-	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Writable: c.Writable, Argv: c.Argv, Drop: os.Getuid() == 0}
+	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Writable: c.Writable, Argv: c.Argv, Drop: os.Getuid() == 0,
+		Limits: c.Limits.WithDefaults()}
 }
 
 // Child turns this process into the program of a sandbox if it was started as
@@ -51,6 +53,7 @@ func enter(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &s); err != nil {
 		return err
 	}
+	preferred()
 	runtime.LockOSThread() // some of what follows is of one thread, and that one executes the program
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -88,6 +91,9 @@ func enter(arg string) error {
 	if err != nil {
 		return err
 	}
+	if err := endWithCaller(); err != nil {
+		return err
+	}
 	return syscall.Exec(program, s.Argv, append(os.Environ(), "TMPDIR="+private))
 }
 
@@ -96,7 +102,7 @@ func enter(arg string) error {
 // and the unpacked tools: without this, one bad build could change the next.
 func (s spec) readOnly() error {
 	writable := append([]string{private}, s.Writable...)
-	if err := syscall.Mount("tmpfs", private, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, "mode=1777,size="+maxTemp); err != nil {
+	if err := syscall.Mount("tmpfs", private, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, s.tempOptions()); err != nil {
 		return fmt.Errorf("mount own temporary folder: %w", err)
 	}
 	for _, w := range s.Writable {
@@ -123,11 +129,7 @@ func (s spec) readOnly() error {
 // limit sets resource limits and closes the ways to more rights: programs with
 // set-user-id, capabilities of a user namespace, descriptors left open.
 func (s spec) limit() error {
-	limits := map[int]uint64{unix.RLIMIT_FSIZE: maxFileBytes, unix.RLIMIT_AS: maxMemory, unix.RLIMIT_CORE: 0}
-	if s.Drop { // the kernel counts by user; without root that is all of the caller's
-		limits[unix.RLIMIT_NPROC] = maxProcesses
-	}
-	for what, n := range limits {
+	for what, n := range s.resources() {
 		if err := syscall.Setrlimit(what, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
 			return fmt.Errorf("limit resource %d: %w", what, err)
 		}

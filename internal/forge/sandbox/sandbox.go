@@ -24,6 +24,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -41,17 +42,8 @@ const (
 	GID = 62100
 )
 
-// Limits of one program, beside the time of its context. A kernel object file
-// takes under 1 GiB of memory and a few MiB of disk; objtool on large ones is
-// the worst case.
-const (
-	maxFileBytes = 4 << 30
-	maxMemory    = 8 << 30
-	maxOutput    = 4 << 20
-	maxProcesses = 4096
-	maxTemp      = "4g" // of memory, for temporary files
-	killGrace    = 5 * time.Second
-)
+// killGrace is how long a program's output is waited for after its end.
+const killGrace = 5 * time.Second
 
 // Command is one program to run.
 type Command struct {
@@ -68,6 +60,7 @@ type Command struct {
 	Argv     []string // program by absolute path or found in PATH
 	Env      []string // the whole environment; nil means BaseEnv
 	Stdin    io.Reader
+	Limits   Limits
 }
 
 // BaseEnv is the environment of every build: nothing of the caller's but the
@@ -84,8 +77,12 @@ type Result struct {
 }
 
 // Run runs one program. A program that ends by itself gives no error, whatever
-// its exit status; an error means that it could not be run, or ran out of time.
+// its exit status; an error means that it could not be run, was killed, or went
+// over a limit or out of time. Nothing that it started is left then.
 func Run(ctx context.Context, c Command) (Result, error) {
+	if err := c.Limits.Check(); err != nil {
+		return Result{}, err
+	}
 	spec, err := json.Marshal(c.spec())
 	if err != nil {
 		return Result{}, err
@@ -100,6 +97,8 @@ func Run(ctx context.Context, c Command) (Result, error) {
 	// Pdeathsig follows the thread that starts the child, so keep that thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Args = []string{Argv0, string(spec)}
 	if cmd.Env = c.Env; cmd.Env == nil { // never the caller's own
@@ -118,10 +117,17 @@ func Run(ctx context.Context, c Command) (Result, error) {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	err = cmd.Run()
+	if err = cmd.Start(); err == nil {
+		var watcher sync.WaitGroup
+		watching, enough := context.WithCancel(ctx)
+		watcher.Go(func() { c.watch(watching, cmd.Process.Pid, stop) })
+		err = cmd.Wait()
+		enough()
+		watcher.Wait() // it must not look at a stranger who gets the number next
+	}
 	res := Result{Output: out.buf.Bytes()}
 	if ctx.Err() != nil {
-		return res, fmt.Errorf("run %s: %w", c.Argv[0], ctx.Err())
+		return res, fmt.Errorf("run %s: %w", c.Argv[0], context.Cause(ctx))
 	}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		res.Exit = exit.ExitCode()

@@ -55,7 +55,7 @@ func OtherCache(t testing.TB, k Kernel, change func(tree string)) string {
 		}
 	}
 	if err := syscall.Mount("overlay", there.Source(), "overlay", 0,
-		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", here.Source(), upper, work)); err != nil {
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,metacopy=on", here.Source(), upper, work)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -8,7 +8,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -43,7 +45,6 @@ type recipe struct {
 const (
 	maxRecipe   = 1 << 20
 	makeAtOnce  = 200     // targets of one call
-	maxErrors   = 50      // lines of the compiler
 	maxLog      = 4 << 20 // of one compilation, in bytes
 	objectsData = "objbuild/3"
 )
@@ -99,6 +100,9 @@ func (j *job) compileUnpatched(ctx context.Context, objects []*object) error {
 	res, err := j.make(ctx, args...)
 	if err != nil {
 		return err
+	}
+	if res.Exit != 0 {
+		return fault.New(fault.Internal, "compile", "compile unpatched: %s", strings.Join(complaintsOf(res.Output), "\n"))
 	}
 	for _, o := range objects {
 		b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
@@ -257,21 +261,12 @@ func (j *job) compilePatched(ctx context.Context) error {
 		for _, o := range missing {
 			ts = append(ts, task{out: o.unit.Target, command: o.cmd, log: o.unit.Target + ".log"})
 		}
-		if _, err := j.runTasks(ctx, ts, nil); err != nil {
+		res, err := j.runTasks(ctx, ts, nil)
+		if err != nil {
 			return err
 		}
 		for _, o := range missing {
-			b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
-			if err != nil {
-				if err := j.notCompiled(o); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
-				return err
-			}
-			if err := durable.WriteFile(o.patched, b, 0o644); err != nil {
+			if err := j.takePatched(o, res); err != nil {
 				return err
 			}
 		}
@@ -280,22 +275,29 @@ func (j *job) compilePatched(ctx context.Context) error {
 	return nil
 }
 
-// notCompiled tells a fix that the compiler refuses from a build that went
-// wrong by itself: without a word of the compiler about the source it is ours.
-func (j *job) notCompiled(o *object) error {
-	log, err := durable.ReadFile(j.upper(o.unit.Target+".log"), maxLog)
+// takePatched keeps an object that a batch has compiled. Only where its own
+// command says that it ended well: an object that is there may be of an
+// earlier step.
+func (j *job) takePatched(o *object, batch sandbox.Result) error {
+	if !exists(j.upper(o.unit.Target + ".log" + endedWell)) {
+		log, err := durable.ReadFile(j.upper(o.unit.Target+".log"), maxLog)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return j.notCompiled(o, sandbox.Result{Output: append(log, batch.Output...)}, fs.ErrNotExist)
+	}
+	b, err := durable.ReadFile(j.upper(o.unit.Target), livepatch.MaxModule)
 	if err != nil {
-		return fault.New(fault.Internal, "compile", "compile %s patched: the compiler left neither an object nor a log: %w", o.unit.Source, err)
+		return j.notCompiled(o, batch, err)
 	}
-	said := complaintsOf(log)
-	if !slices.ContainsFunc(said, func(l string) bool { return strings.Contains(l, "error:") }) {
-		return fault.New(fault.Internal, "compile", "compile %s patched: %s", o.unit.Source, strings.Join(said, "\n"))
+	if err := os.MkdirAll(filepath.Dir(o.patched), 0o755); err != nil {
+		return err
 	}
-	r := j.refusal("does_not_compile", o)
-	r.Detail = strings.Join(said, "\n")
-	j.refuse(r)
-	return nil
+	return durable.WriteFile(o.patched, b, 0o644)
 }
+
+// endedWell is added to the name of a log when its command ended well.
+const endedWell = ".ok"
 
 // task is one command of a batch.
 type task struct {
@@ -319,7 +321,7 @@ func (j *job) runTasks(ctx context.Context, ts []task, writable []string) (sandb
 		fmt.Fprintf(&m, " t%d", i)
 		command := t.command
 		if t.log != "" {
-			command = fmt.Sprintf("{ %s; } > '%s' 2>&1", command, t.log)
+			command = fmt.Sprintf("rm -f '%[2]s%[3]s'; { %[1]s; } > '%[2]s' 2>&1; : > '%[2]s%[3]s'", command, t.log, endedWell)
 		}
 		fmt.Fprintf(&rules, "t%d:\n\t@set -e; rm -f '%s'; %s\n", i, t.out, command)
 	}
@@ -331,19 +333,4 @@ func (j *job) runTasks(ctx context.Context, ts []task, writable []string) (sandb
 	}
 	return j.run(ctx, sandbox.Command{Writable: writable, Env: j.env(),
 		Argv: []string{"make", "-k", "-s", fmt.Sprintf("-j%d", runtime.NumCPU()), "-f", file}})
-}
-
-// complaintsOf takes the complaints out of a build log: errors of the
-// compiler, else its end.
-func complaintsOf(log []byte) []string {
-	var out []string
-	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, "error:") && len(out) < maxErrors {
-			out = append(out, strings.TrimSpace(line))
-		}
-	}
-	if len(out) == 0 {
-		return []string{shorten(log)}
-	}
-	return out
 }

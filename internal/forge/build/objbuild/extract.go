@@ -167,6 +167,9 @@ func (j *job) differSaid(o *object) error {
 	case status > 128: // killed by a signal (POSIX shell, 2.8.2)
 		return fault.New(fault.Internal, "differ", "create-diff-object of %s was killed: status %d: %s", o.unit.Target, status, shorten(said))
 	case status != differOK:
+		if why := troubleIn(said); why != "" {
+			return fault.New(fault.Unavailable, "differ", "create-diff-object of %s: %s", o.unit.Target, why)
+		}
 		j.refuseDiffer(o, said)
 		return nil
 	}
@@ -313,9 +316,17 @@ func replacedFunctions(object []byte) ([]livepatch.Function, error) {
 	if rela == nil || funcs == nil {
 		return nil, fault.New(fault.Internal, "bad_module", "the differ's output has half of its list of functions")
 	}
+	for _, sec := range f.Sections {
+		if sec.Size > livepatch.MaxModule {
+			return nil, fault.New(fault.Internal, "bad_module", "section %q of the differ's output has %d bytes", sec.Name, sec.Size)
+		}
+	}
 	data, err := rela.Data()
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", rela.Name, err)
+	}
+	if list, err := funcs.Data(); err != nil || uint64(len(list)) != funcs.Size {
+		return nil, fault.New(fault.Internal, "bad_module", "the differ's list of functions says that it has %d bytes, and has %d", funcs.Size, len(list))
 	}
 	out := make([]livepatch.Function, funcs.Size/funcEntry)
 	const entry = 24 // Elf64_Rela

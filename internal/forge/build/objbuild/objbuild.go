@@ -37,16 +37,17 @@ import (
 type Driver struct {
 	Cache   string // holds kernels/ and objects/
 	Tools   Tools
-	Timeout time.Duration // for one program; 0 means DefaultTimeout
-	Fanout  int           // object files that headers may reach; 0 means DefaultFanout
+	Timeout time.Duration  // for one build; 0 means DefaultTimeout
+	Limits  sandbox.Limits // of one build
+	Fanout  int            // object files that headers may reach; 0 means DefaultFanout
 
 	mu     sync.Mutex
 	loaded map[string]*knowledge // by tree
 }
 
-// DefaultTimeout ends a program of a build that hangs: a large object takes
-// ten seconds on two cores, and a call may compile a few hundred.
-const DefaultTimeout = 30 * time.Minute
+// DefaultTimeout ends a build that hangs: a large object takes ten seconds on
+// two cores, and a build may compile a few hundred, twice.
+const DefaultTimeout = 2 * time.Hour
 
 // DefaultFanout is how many object files a header may reach: an hour of
 // compilation on two cores is more than anybody waits for one fix.
@@ -93,6 +94,8 @@ func (d *Driver) Check(ctx context.Context, p compose.Plan, clock *build.Clock) 
 }
 
 func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *build.Clock, link bool, look func(context.Context, *job) error) (build.Result, error) {
+	ctx, cancel := d.limitTime(ctx)
+	defer cancel()
 	j := &job{Driver: d, plan: p, tree: kerneltree.At(d.Cache, p.Kernel), dir: dir, clock: clock,
 		result: build.Result{Match: match.Empty()}}
 	if !j.tree.Ready() {
@@ -102,11 +105,11 @@ func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *bui
 	if err := os.MkdirAll(filepath.Join(d.Cache, "builds"), 0o755); err != nil {
 		return j.result, err
 	}
-	scratch, err := os.MkdirTemp(filepath.Join(d.Cache, "builds"), string(p.Kernel.Release)+"-")
+	scratch, remove, err := build.Scratch(filepath.Join(d.Cache, "builds"), "run-"+string(p.Kernel.Release)+"-")
 	if err != nil {
 		return j.result, err
 	}
-	defer os.RemoveAll(scratch) //nolint:errcheck // scratch
+	defer remove()
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		return j.result, err
 	}
@@ -144,6 +147,16 @@ func (j *job) walk(ctx context.Context, link bool) error {
 		j.result.Result = build.Built
 	}
 	return nil
+}
+
+// limitTime ends a build that takes too long.
+func (d *Driver) limitTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := d.Timeout
+	if limit == 0 {
+		limit = DefaultTimeout
+	}
+	return context.WithTimeoutCause(ctx, limit, fault.New(fault.Unavailable, "time_limit", "the build takes longer than %s", limit).
+		WithHint("give more with --timeout, if the fix is not hostile"))
 }
 
 // steps is the build. Each may refuse; then the later ones do not run.
@@ -190,13 +203,7 @@ func (j *job) warn(r build.Refusal) { j.result.Warnings = append(j.result.Warnin
 
 // run runs one program in the sandbox of this build.
 func (j *job) run(ctx context.Context, c sandbox.Command) (sandbox.Result, error) {
-	timeout := j.Timeout
-	if timeout == 0 {
-		timeout = DefaultTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	c.Tree, c.Scratch = j.tree.Source(), j.scratch
+	c.Tree, c.Scratch, c.Limits = j.tree.Source(), j.scratch, j.Limits
 	if c.Dir == "" {
 		c.Dir = j.tree.Source()
 	}

@@ -40,6 +40,7 @@ import (
 type Driver struct {
 	Cache   string        // holds kernels/ and objects/
 	Timeout time.Duration // for one program; 0 means DefaultTimeout
+	Limits  sandbox.Limits
 }
 
 // DefaultTimeout ends a program of a build that hangs. A module takes seconds.
@@ -236,7 +237,7 @@ func (j *job) run(ctx context.Context, c sandbox.Command) (sandbox.Result, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c.Tree, c.Scratch, c.Dir = j.tree.Source(), j.scratch, j.tree.Source()
+	c.Tree, c.Scratch, c.Dir, c.Limits = j.tree.Source(), j.scratch, j.tree.Source(), j.Limits
 	return sandbox.Run(ctx, c)
 }
 
