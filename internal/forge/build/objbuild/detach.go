@@ -259,13 +259,13 @@ func renameFunctions(object []byte, names []string) ([]byte, error) {
 				if elf.ST_TYPE(sym.Info) != elf.STT_FUNC || !slices.Contains(names, whole) {
 					continue
 				}
-				if err := rename(int(s.Link), s.Offset+uint64(n+1)*24, privatePrefix+sym.Name); err != nil { //nolint:gosec // an index; Elf64_Sym has 24 bytes
+				if err := rename(int(s.Link), s.Offset+uint64(n+1)*24, privatePrefix+sym.Name); err != nil { // Elf64_Sym has 24 bytes
 					return nil, err
 				}
 			}
 		}
 		if name, ok := privateSection(s.Name, names); ok {
-			if err := rename(int(head.Shstrndx), head.Shoff+uint64(i)*64, name); err != nil { //nolint:gosec // an index
+			if err := rename(int(head.Shstrndx), head.Shoff+uint64(i)*64, name); err != nil {
 				return nil, err
 			}
 		}

@@ -222,7 +222,7 @@ func (j *job) placeFunctions(o *object, diff []byte) error {
 		case of == 1:
 			pos = 0
 		}
-		t.set(i, funcPosition, uint64(pos)) //nolint:gosec // a count
+		t.set(i, funcPosition, uint64(pos))
 		p.Position = pos
 	}
 	return nil
