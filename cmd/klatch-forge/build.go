@@ -264,7 +264,8 @@ func runTest(cmd *cobra.Command, o *options, r kernel.Release) (proof.Result, er
 	if err != nil {
 		return none, err
 	}
-	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: kerneltree.At(cache, e).Image(),
+	tree := kerneltree.At(cache, e)
+	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: tree.Image(), Tables: proof.Tables{Vmlinux: tree.Symbols(), Module: tree.ModuleFile},
 		Built: newest, Earlier: earlier, Checks: checks, Tell: o.console(cmd).step})
 	if err != nil {
 		return none, err

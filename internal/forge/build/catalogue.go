@@ -89,6 +89,8 @@ var Catalogue = []Rule{
 		"patch its callers instead", "a private copy of the function that the patched callers call"},
 	{"not_patchable", Code, "a changed function must have a section of its own; those of .sched.text and such have not", "include/asm-generic/vmlinux.lds.h; create-diff-object",
 		"change what it calls, or what calls it, instead", ""},
+	{"ambiguous_symbol", Code, "the kernel finds functions and variables by name and position; among several of one name the position must be known", "kernel/livepatch/core.c, klp_find_object_symbol",
+		reboot, ""},
 	{"static_key", Code, "the function uses a static key that belongs to a module, which a livepatch cannot follow", guide + "Jump labels and static calls",
 		"", "use static_key_enabled() in the patched function"},
 	{"static_call", Code, "the function uses a static call that belongs to a module, which a livepatch cannot follow", guide + "Jump labels and static calls",
@@ -138,6 +140,8 @@ var Catalogue = []Rule{
 		"look that the callbacks find what an earlier livepatch left, and that a later one can do without theirs", ""},
 	{"new_pointer", Warning, "nobody may keep a pointer into the livepatch: its code goes when a newer livepatch replaces it", kernelD + "section 4.4, Replacing",
 		"look whether the address is stored (a timer, a work item, a callback) or only used during the call", "point to a function that the kernel has, and change that one"},
+	{"callers_replaced", Warning, "the function cannot be traced: the livepatch replaces those that call it, and they call a copy of its own", kernelD + "section 7: functions must be traceable by ftrace",
+		"look at the callers in the detail as well", ""},
 	{"merged", Warning, "two source patches change one function; they were merged in the queue's order", "",
 		"look at the merged function as a whole", ""},
 }

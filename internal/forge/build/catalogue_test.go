@@ -39,6 +39,8 @@ var elsewhere = map[string]string{
 	"not_proved":           "every build of the source driver warns so",
 	"inlined":              "the source driver; no case yet",
 	"callbacks":            "the source driver; no case yet",
+	"callers_replaced":     "objbuild TestEverythingInOneLivepatch, on the running kernel",
+	"ambiguous_symbol":     "no real change is known; match TestPositionCountsAsTheKernelDoes has the cases",
 }
 
 // TestEveryCodeHasACase reads the table of real changes that trigger a code,

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,7 @@ type Scenario struct {
 	Name    string      `json:"name"`
 	Verdict lab.Verdict `json:"verdict"`
 	Why     string      `json:"why,omitempty"`
+	Note    string      `json:"note,omitempty"` // what was counted
 	Seconds float64     `json:"seconds"`
 }
 
@@ -67,6 +69,7 @@ type Trial struct {
 	Kernel  string // image to boot
 	Built   build.Result
 	Earlier []build.Result
+	Tables  Tables
 	Checks  map[cve.ID][]byte // program per fix; a fix without one is unchecked
 	Busy    time.Duration     // how long the busy machine is busy; 0 means DefaultBusy
 	Tell    func(what string) (done func(note string))
@@ -81,6 +84,10 @@ type run struct {
 	Trial
 	m      lab.Machine
 	result Result
+	note   string // of the scenario that runs
+
+	modules []string // that the livepatch reaches, and what they need
+	present []string // of these, loaded
 }
 
 // Run does all scenarios in two boots. An error is the lab's or ours; what the
@@ -89,6 +96,10 @@ func Run(ctx context.Context, t Trial) (Result, error) {
 	r := &run{Trial: t, result: Result{Version: 1, Verdict: lab.Pass, Sequence: t.Built.Sequence,
 		ModuleSHA256: t.Built.Module.SHA256, Kernel: string(t.Built.Kernel), BuildID: t.Built.BuildID.String(),
 		Scenarios: []Scenario{}, Fixes: []livepatch.Fix{}, Trouble: []lab.Trouble{}}}
+	var err error
+	if r.modules, err = r.reached(); err != nil {
+		return r.result, err
+	}
 	done := t.Tell("boot " + string(t.Built.Kernel) + " in the lab")
 	m, err := t.Rig.Boot(ctx, lab.Spec{Name: "proof", Kernel: t.Kernel, Files: r.files()})
 	if err != nil {
@@ -108,6 +119,9 @@ func (r *run) files() []lab.File {
 	for _, b := range append([]build.Result{r.Built}, r.Earlier...) {
 		fs = append(fs, lab.File{Name: moduleFile(b), Source: b.Module.Path})
 	}
+	for _, m := range r.modules {
+		fs = append(fs, lab.File{Name: m + ".ko", Source: r.Tables.Module(m)})
+	}
 	for id, program := range r.Checks {
 		fs = append(fs, lab.File{Name: checkFile(id), Data: program, Mode: 0o755})
 	}
@@ -125,14 +139,23 @@ func (r *run) story(ctx context.Context) {
 		name string
 		do   func(context.Context) error
 	}
-	steps := []step{
-		{"same-kernel", r.sameKernel},
+	steps := []step{{"same-kernel", r.sameKernel}}
+	if len(r.modules) > 0 {
+		steps = append(steps, step{"load-modules", r.loadModules})
+	}
+	steps = append(steps, []step{
+		{"symbols", r.symbols},
 		{"flaws-show-before", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
 		{"load-from-clean", func(ctx context.Context) error { return r.load(ctx, r.Built) }},
+		{"positions", r.positions},
+		{"modules-again", r.modulesAgain},
 		{"flaws-gone-after", func(ctx context.Context) error { return r.check(ctx, checkFixed) }},
 		{"disable", func(ctx context.Context) error { return r.disable(ctx, name) }},
 		{"flaws-back-after-disable", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
-	}
+	}...)
+	steps = slices.DeleteFunc(steps, func(s step) bool {
+		return s.name == "modules-again" && len(r.modules) == 0 || s.name == "symbols" && r.Tables.Vmlinux == ""
+	})
 	steps = append(steps, step{"load-on-a-busy-machine", r.busy})
 	for _, e := range r.Earlier {
 		steps = append(steps, step{fmt.Sprintf("replace-sequence-%d", e.Sequence), func(ctx context.Context) error { return r.replace(ctx, e) }})
@@ -159,7 +182,8 @@ func (r *run) add(name string, start time.Time, err error) bool {
 			err = errors.Join(err, cerr)
 		}
 	}
-	s := Scenario{Name: name, Verdict: lab.Pass, Seconds: time.Since(start).Seconds()}
+	s := Scenario{Name: name, Verdict: lab.Pass, Note: r.note, Seconds: time.Since(start).Seconds()}
+	r.note = ""
 	verdict, trouble := lab.Judge(err, console)
 	s.Verdict = verdict
 	switch {

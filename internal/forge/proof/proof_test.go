@@ -3,6 +3,7 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"klatch/internal/cve"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/lab"
 	"klatch/internal/livepatch"
 )
@@ -35,8 +37,10 @@ type fakeGuest struct {
 	warnOnLoad      string
 	dead            error
 	refuses         bool
-	sick            bool // what runs on it goes wrong while a livepatch is loaded
-	gone            bool // after a restart the livepatch does not load any more
+	sick            bool   // what runs on it goes wrong while a livepatch is loaded
+	gone            bool   // after a restart the livepatch does not load any more
+	kallsyms        string // empty: that of the table
+	listing         string // empty: that of the build
 }
 
 func (g *fakeGuest) Boot(context.Context, lab.Spec) (lab.Machine, error) {
@@ -60,6 +64,10 @@ func (g *fakeGuest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 			return lab.Result{Exit: 1, Stderr: []byte("files: read 3 bytes back, wrote 4")}, nil
 		}
 		return say(0, "files 9\n")
+	case line == "gzip -c /proc/kallsyms":
+		return say(0, "%s", packed(cmp.Or(g.kallsyms, runningSymbols)))
+	case c.Argv[0] == "find":
+		return say(0, "%s", cmp.Or(g.listing, c.Argv[1]+"/vmlinux/same,2\n"+c.Argv[1]+"/vmlinux/only,1\n"))
 	case strings.HasPrefix(line, "insmod "):
 		if g.refuses {
 			return lab.Result{Exit: 1, Stderr: []byte("Invalid module format")}, nil
@@ -109,12 +117,17 @@ func (g *fakeGuest) Await(context.Context, string) error { return errors.ErrUnsu
 
 func built(seq livepatch.Sequence) build.Result {
 	return build.Result{Result: build.Built, Sequence: seq, Kernel: "6.1.0-50-cloud-amd64", Fixes: []cve.ID{flaw},
+		Match:   match.Report{Replaced: []match.Proved{{Object: "vmlinux", Function: "same", Position: 2}, {Object: "vmlinux", Function: "only"}}},
 		BuildID: [20]byte{1}, Module: &build.Module{Path: seq.ModuleName() + ".ko", SHA256: fmt.Sprintf("%064d", seq)}}
 }
 
 func try(t *testing.T, g *fakeGuest, checks map[cve.ID][]byte, earlier ...build.Result) Result {
 	t.Helper()
-	res, err := Run(t.Context(), Trial{Rig: g, Built: built(2), Earlier: earlier, Checks: checks,
+	table := filepath.Join(t.TempDir(), "table")
+	if err := os.WriteFile(table, []byte(builtSymbols), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	res, err := Run(t.Context(), Trial{Rig: g, Built: built(2), Tables: Tables{Vmlinux: table}, Earlier: earlier, Checks: checks,
 		Tell: func(string) func(string) { return func(string) {} }})
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +153,10 @@ func TestVerdicts(t *testing.T) {
 		{"a check that shows nothing before proves nothing", fakeGuest{flawless: true}, checks, lab.Fail, livepatch.Unchecked, "flaws-show-before", "proves nothing"},
 		{"a fix without a check is called unchecked", fakeGuest{works: true}, nil, lab.Pass, livepatch.Unchecked, "load-after-reboot", ""},
 		{"the kernel's refusal is the livepatch's fault", fakeGuest{refuses: true}, checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "Invalid module format"},
+		{"the builder's table is of another kernel", fakeGuest{works: true, kallsyms: strings.Replace(runningSymbols, "ffffffff82000100", "ffffffff82000108", 1)},
+			checks, lab.Fail, livepatch.Unchecked, "symbols", "only 1 is at 0xffffffff82000108"},
+		{"the kernel replaced another function of the name", fakeGuest{works: true, listing: "/sys/kernel/livepatch/klatch_2/vmlinux/same,1\n/sys/kernel/livepatch/klatch_2/vmlinux/only,1\n"},
+			checks, lab.Fail, livepatch.Unchecked, "positions", "same,1"},
 		{"a kernel warning is the livepatch's fault", fakeGuest{works: true, warnOnLoad: "[    5.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"},
 			checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "WARNING"},
 		{"a lab that does not boot is broken, never a pass", fakeGuest{dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "boot", "no emulator"},

@@ -23,7 +23,7 @@ func (k *Image) Object(path, source string, replaced []string, r *Report) error 
 	for _, f := range functions {
 		must := slices.Contains(replaced, f.name)
 		left = slices.DeleteFunc(left, func(n string) bool { return n == f.name })
-		p, _, why := k.compare(f, filepath.Base(source))
+		p, addr, why := k.compare(f, filepath.Base(source))
 		r.Checked++
 		if why != "" {
 			r.Different = append(r.Different, Difference{k.name, source, f.name, must, why})
@@ -31,7 +31,7 @@ func (k *Image) Object(path, source string, replaced []string, r *Report) error 
 		}
 		r.Identical++
 		if must {
-			p.Object, p.File, p.Function, p.Bytes = k.name, source, f.name, len(f.code)
+			p.Object, p.File, p.Function, p.Bytes, p.Addr = k.name, source, f.name, len(f.code), addr
 			r.Replaced = append(r.Replaced, p)
 		}
 	}

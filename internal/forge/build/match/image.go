@@ -4,11 +4,13 @@ package match
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"klatch/internal/fault"
@@ -17,6 +19,7 @@ import (
 // Image is a vmlinux or a module of the distribution's, ready for comparison.
 type Image struct {
 	name     string // "vmlinux", or the module's
+	module   bool
 	sections []loaded
 	byName   map[string][]symbol
 	files    map[string]bool   // from FILE symbols; a stripped module has none
@@ -37,6 +40,7 @@ type symbol struct {
 	file       string // of the FILE symbol above it; empty for globals
 	local      bool
 	code       bool
+	once       bool // of a module's part that is thrown away after its start
 }
 
 // filled is a relocation of a module: it refers to an address in the module,
@@ -93,7 +97,7 @@ func open(path, name string, check func(*elf.File) error) (*Image, error) {
 	if err := check(f); err != nil {
 		return nil, err
 	}
-	k := &Image{name: name, byName: map[string][]symbol{}, files: map[string]bool{}, relocs: map[uint64]filled{}}
+	k := &Image{name: name, module: f.Type == elf.ET_REL, byName: map[string][]symbol{}, files: map[string]bool{}, relocs: map[uint64]filled{}}
 	base := func(i int) uint64 {
 		if f.Type == elf.ET_REL {
 			return uint64(i) * apart //nolint:gosec // an index
@@ -142,6 +146,7 @@ func (k *Image) index(f *elf.File, symbols []elf.Symbol, base func(int) uint64) 
 		sym := symbol{addr: s.Value, size: s.Size, local: local, code: elf.ST_TYPE(s.Info) == elf.STT_FUNC}
 		if int(s.Section) < len(f.Sections) {
 			sym.addr += base(int(s.Section))
+			sym.once = k.module && strings.HasPrefix(f.Sections[s.Section].Name, ".init")
 		}
 		if local {
 			sym.file = file
@@ -185,20 +190,13 @@ func (k *Image) Name() string { return k.name }
 func (k *Image) HasFile(source string) bool { return k.files[filepath.Base(source)] }
 
 // Position says which of all functions and variables of a name the one at an
-// address is, from 1, in the order in which the kernel counts them: by address
-// (scripts/kallsyms.c sorts vmlinux; kernel/livepatch/core.c,
-// klp_find_object_symbol, counts). of is how many there are.
+// address is, from 1, as the kernel counts them (kernel/livepatch/core.c,
+// klp_find_object_symbol): vmlinux's by address, because scripts/kallsyms.c
+// sorts them; a module's in the order of its table. of is how many there are.
 func (k *Image) Position(name string, addr uint64) (pos, of int) {
 	all := slices.Clone(k.byName[name])
-	if len(k.relocs) == 0 { // a module's table keeps its order (kernel/module/kallsyms.c)
-		slices.SortStableFunc(all, func(a, b symbol) int {
-			if a.addr < b.addr {
-				return -1
-			} else if a.addr > b.addr {
-				return 1
-			}
-			return 0
-		})
+	if !k.module {
+		slices.SortStableFunc(all, func(a, b symbol) int { return cmp.Compare(a.addr, b.addr) })
 	}
 	for i, s := range all {
 		if s.addr == addr {
@@ -208,22 +206,40 @@ func (k *Image) Position(name string, addr uint64) (pos, of int) {
 	return 0, len(all)
 }
 
-// Positions lists which of all functions and variables of a name a source file
-// may mean: its own local ones, else a global one.
-func (k *Image) Positions(name, source string) (positions []int, of int) {
-	file := filepath.Base(source)
-	for _, own := range []bool{true, false} {
-		for _, s := range k.byName[name] {
-			if own && s.local && (len(k.files) == 0 || s.file == file) || !own && !s.local {
-				p, n := k.Position(name, s.addr)
-				positions, of = append(positions, p), n
-			}
-		}
-		if len(positions) > 0 {
-			return positions, of
+// Certain says whether the position of the one at an address is always that.
+// It is not where two of the name lie there, or where a module throws one of
+// them away after its start (kernel/module/kallsyms.c, is_core_symbol): then it
+// depends on when the livepatch comes.
+func (k *Image) Certain(name string, addr uint64) bool {
+	all := k.byName[name]
+	there := 0
+	for _, s := range all {
+		if s.addr == addr {
+			there++
 		}
 	}
-	return nil, len(k.byName[name])
+	return there == 1 && (len(all) == 1 || !slices.ContainsFunc(all, func(s symbol) bool { return s.once }))
+}
+
+// Count is how many functions and variables have a name.
+func (k *Image) Count(name string) int { return len(k.byName[name]) }
+
+// Spot is where a symbol lies in its section, and its size.
+type Spot struct{ Value, Size uint64 }
+
+// Spots lists the symbols of a name in the order of the table; sure says that
+// none of them goes after the module's start.
+func (k *Image) Spots(name string) (spots []Spot, sure bool) {
+	sure = true
+	for _, s := range k.byName[name] {
+		value := s.addr
+		if k.module {
+			value %= apart
+		}
+		spots = append(spots, Spot{value, s.size})
+		sure = sure && !s.once
+	}
+	return spots, sure
 }
 
 func (k *Image) bytes(addr, size uint64) []byte {

@@ -29,10 +29,11 @@ type Proved struct {
 	Relocations int    `json:"relocations"` // compared by symbol
 	Strings     int    `json:"strings"`     // references compared by the text that they lead to
 	Unnamed     int    `json:"unnamed"`     // references to places without a name, not compared
-	// Of a hand-written replacement: which of the symbols of that name it is,
-	// and the digest of the bytes that the kernel runs now.
+	// Which of the symbols of this name it is, as the kernel counts them: 0, or
+	// 1, where it is the only one.
 	Position int    `json:"position,omitempty"`
-	SHA256   string `json:"sha256,omitempty"`
+	SHA256   string `json:"sha256,omitempty"` // of a hand-written replacement: the bytes that the kernel runs now
+	Addr     uint64 `json:"-"`                // in the image
 }
 
 // Setting is one part of the environment that is not the distribution's.

@@ -245,11 +245,36 @@ func TestAnyOtherByteIsSeen(t *testing.T) {
 	}
 }
 
-func TestPositionCountsByAddress(t *testing.T) {
-	k := &Image{byName: map[string][]symbol{"f": {{addr: 300}, {addr: 100}, {addr: 200}}}}
-	for addr, want := range map[uint64]int{100: 1, 200: 2, 300: 3, 400: 0} {
-		if pos, of := k.Position("f", addr); pos != want || of != 3 {
-			t.Errorf("position of %d: %d of %d, want %d", addr, pos, of, want)
+func TestPositionCountsAsTheKernelDoes(t *testing.T) {
+	symbols := map[string][]symbol{"f": {{addr: 300}, {addr: 100}, {addr: 200}}, "g": {{addr: 5}, {addr: 7, once: true}}, "h": {{addr: 5, once: true}},
+		"twins": {{addr: 5}, {addr: 5}}}
+	for _, c := range []struct {
+		what   string
+		module bool
+		name   string
+		addr   uint64
+		pos    int
+		of     int
+		sure   bool
+	}{
+		{"the kernel's first by address is second in the table", false, "f", 100, 1, 3, true},
+		{"the kernel's second", false, "f", 200, 2, 3, true},
+		{"the kernel's last is first in the table", false, "f", 300, 3, 3, true},
+		{"no symbol there", false, "f", 400, 0, 3, false},
+		{"a module keeps its order", true, "f", 300, 1, 3, true},
+		{"and its last", true, "f", 200, 3, 3, true},
+		{"a symbol of the same name goes after the start", true, "g", 5, 1, 2, false},
+		{"the only one goes after the start", true, "h", 5, 1, 1, true},
+		{"two symbols at one address", false, "twins", 5, 1, 2, false},
+		{"no such symbol", false, "none", 5, 0, 0, false},
+	} {
+		k := &Image{byName: symbols, module: c.module}
+		pos, of := k.Position(c.name, c.addr)
+		if sure := k.Certain(c.name, c.addr); pos != c.pos || of != c.of || sure != c.sure {
+			t.Errorf("%s: %d of %d, %v; want %d of %d, %v", c.what, pos, of, sure, c.pos, c.of, c.sure)
+		}
+		if n := k.Count(c.name); n != c.of {
+			t.Errorf("%s: count %d", c.what, n)
 		}
 	}
 }

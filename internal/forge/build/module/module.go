@@ -31,6 +31,19 @@ import (
 //go:embed glue/klatch-info.c
 var Glue []byte
 
+// Forget lets a module that a livepatch reaches go and come again, on kernels
+// that cannot do that by themselves. It is compiled as ForgetName, beside
+// klatch-modules.h with a line KLATCH_MODULE(name) for each. GPL-2.0-only.
+//
+//go:embed glue/klatch-forget.c
+var Forget []byte
+
+// ForgetName is the file name of Forget, and ForgetObject that of its object.
+const (
+	ForgetName   = "klatch-forget.c"
+	ForgetObject = "klatch-forget.o"
+)
+
 // GlueName is the file name of Glue, and GlueObject that of its object.
 const (
 	GlueName   = "klatch-info.c"

@@ -59,8 +59,8 @@ func TestBuildInAChild(t *testing.T) {
 	}
 }
 
-// both is a plan that touches vmlinux and a module.
-func both(t *testing.T, k kerneltest.Kernel) compose.Plan {
+// planOfBoth is a plan that touches vmlinux and a module.
+func planOfBoth(t *testing.T, k kerneltest.Kernel) compose.Plan {
 	t.Helper()
 	plan, err := compose.New(k.Entry, []queue.Patch{
 		edit(t, k, namespaceC, func(s string) string { return nopAtDefinition(t, s, "proc_timens_set_offset") }),
@@ -107,7 +107,7 @@ func child(t *testing.T, w childWork, argv ...string) *exec.Cmd {
 // common with the first but the kernel, the queue and the tools.
 func TestOtherFoldersUsersAndSettingsSameBytes(t *testing.T) {
 	k := kerneltest.Prepared(t)
-	plan := both(t, k)
+	plan := planOfBoth(t, k)
 	first := must(t, plan, kerneltest.OtherCache(t, k, nil), t.TempDir(), k.Tools)
 	want, err := os.ReadFile(first.Module.Path)
 	if err != nil {
@@ -181,7 +181,7 @@ func giveTree(t *testing.T, tree string, uid int) {
 // bytes as a build that nobody disturbed.
 func TestAKilledBuildIsMadeAgain(t *testing.T) {
 	k := kerneltest.Prepared(t)
-	plan := both(t, k)
+	plan := planOfBoth(t, k)
 	start := time.Now()
 	want := must(t, plan, kerneltest.OtherCache(t, k, nil), t.TempDir(), k.Tools)
 	whole := time.Since(start)
@@ -255,7 +255,7 @@ func nothingRuns(t *testing.T, mark string) {
 // the bytes that it should.
 func TestABuildWithoutRoomIsBroken(t *testing.T) {
 	k := kerneltest.Prepared(t)
-	plan := both(t, k)
+	plan := planOfBoth(t, k)
 	want := must(t, plan, kerneltest.OtherCache(t, k, nil), t.TempDir(), k.Tools)
 	cache := kerneltest.OtherCache(t, k, nil)
 	for _, c := range []struct{ what, size string }{

@@ -25,27 +25,24 @@ import (
 // leftBehind lists the cold parts of replaced functions that a differ's output
 // expects in the kernel.
 func leftBehind(diff []byte) ([]string, error) {
-	f, err := elf.NewFile(bytes.NewReader(diff))
-	if err != nil {
-		return nil, fmt.Errorf("read the differ's output: %w", err)
-	}
-	symbols, err := readTable(f, ".kpatch.symbols", symbolEntry, symbolName)
+	symbols, err := readTable(diff, ".kpatch.symbols", symbolEntry)
 	if err != nil {
 		return nil, err
 	}
-	replaced, err := replacedFunctions(diff)
+	functions, err := replacedFunctions(diff)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, s := range symbols {
-		parent, ok := coldOf(s.name)
-		if !ok || slices.Contains(out, s.name) {
+	for i := range symbols.len() {
+		name := symbols.text(i, symbolName)
+		parent, ok := coldOf(name)
+		if !ok || slices.Contains(out, name) {
 			continue
 		}
-		for _, r := range replaced {
+		for _, r := range functions {
 			if withoutNumber(r.Name) == withoutNumber(parent) {
-				out = append(out, s.name)
+				out = append(out, name)
 				break
 			}
 		}
@@ -63,65 +60,6 @@ func coldOf(name string) (parent string, ok bool) {
 }
 
 func withoutNumber(name string) string { return strings.TrimRight(name, ".0123456789") }
-
-// A .kpatch.symbols entry, struct kpatch_symbol of kpatch-intermediate.h, in
-// bytes; its name is filled in by a relocation.
-const (
-	symbolEntry = 40
-	symbolName  = 24
-)
-
-// entry is a row of one of the differ's tables.
-type entry struct {
-	name string
-	data []byte
-}
-
-// readTable reads the rows of a table of the differ's, and the string that the
-// relocation at an offset in each leads to.
-func readTable(f *elf.File, section string, size, nameAt uint64) ([]entry, error) {
-	table, rela := f.Section(section), f.Section(".rela"+section)
-	if table == nil || rela == nil {
-		return nil, nil
-	}
-	data, err := table.Data()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", section, err)
-	}
-	symbols, err := f.Symbols()
-	if err != nil {
-		return nil, fmt.Errorf("read symbols of the differ's output: %w", err)
-	}
-	relas, err := rela.Data()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", rela.Name, err)
-	}
-	out := make([]entry, uint64(len(data))/size)
-	for i := range out {
-		out[i].data = data[uint64(i)*size:][:size]
-	}
-	for ; len(relas) >= relaEntry; relas = relas[relaEntry:] {
-		off, sym := binary.LittleEndian.Uint64(relas), binary.LittleEndian.Uint64(relas[8:])>>32
-		if off%size != nameAt || off/size >= uint64(len(out)) || sym == 0 || sym > uint64(len(symbols)) || int(symbols[sym-1].Section) >= len(f.Sections) {
-			continue
-		}
-		text, err := f.Sections[symbols[sym-1].Section].Data()
-		if err != nil {
-			return nil, fmt.Errorf("read names of %s: %w", section, err)
-		}
-		at := int64(binary.LittleEndian.Uint64(relas[16:])) + int64(symbols[sym-1].Value) //nolint:gosec // checked next
-		if at >= 0 && at < int64(len(text)) {
-			name, _, _ := bytes.Cut(text[at:], []byte{0})
-			out[off/size].name = string(name)
-		}
-	}
-	for _, e := range out {
-		if e.name == "" {
-			return nil, fault.New(fault.Internal, "bad_module", "the differ's output has an entry without a name in %s", section)
-		}
-	}
-	return out, nil
-}
 
 const relaEntry = 24 // Elf64_Rela
 

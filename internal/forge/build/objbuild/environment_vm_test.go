@@ -88,7 +88,7 @@ func TestAWrongEnvironmentIsRefusedWhereTheCodeDiffers(t *testing.T) {
 				}
 			})
 			object := compileAlone(t, k, cache, w.flags)
-			res := check(t, k, cache, p)
+			res := checkEnvironment(t, k, cache, p)
 			if object == nil { // this compiler cannot build it at all
 				if res.Result != build.Broken {
 					t.Errorf("the file does not compile here, but the result is %s: %+v", res.Result, res.Refusals)
@@ -167,7 +167,7 @@ func nopAtDefinition(t testing.TB, s, function string) string {
 	}
 }
 
-func check(t *testing.T, k kerneltest.Kernel, cache string, patches ...queue.Patch) build.Result {
+func checkEnvironment(t *testing.T, k kerneltest.Kernel, cache string, patches ...queue.Patch) build.Result {
 	t.Helper()
 	plan, err := compose.New(k.Entry, patches, k.Tools.Version(), 1)
 	if err != nil {

@@ -5,8 +5,7 @@ package objbuild
 import (
 	"bytes"
 	"context"
-	"debug/elf"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,7 +32,7 @@ const (
 // output which functions the livepatch replaces.
 func (j *job) extract(ctx context.Context) error {
 	done := j.clock.Step("diff", "extract the changed functions")
-	if err := j.writableDir("diff"); err != nil {
+	if err := errors.Join(j.writableDir("diff"), j.detach()); err != nil {
 		return err
 	}
 	var todo []*object
@@ -65,7 +64,10 @@ func (j *job) extract(ctx context.Context) error {
 	if err := j.somethingChanged(); err != nil {
 		return err
 	}
-	if err := j.onlyReplaced(ctx); err != nil {
+	if err := j.onlyReplaced(ctx); err != nil || len(j.result.Refusals) > 0 {
+		return err
+	}
+	if err := j.place(); err != nil {
 		return err
 	}
 	if j.result.Functions = j.functions(); len(j.result.Functions) == 0 {
@@ -177,11 +179,12 @@ func (j *job) differSaid(o *object) error {
 	if err != nil {
 		return err
 	}
-	if o.changed, err = replacedFunctions(diff); err != nil {
+	list, err := replacedFunctions(diff)
+	if err != nil {
 		return err
 	}
-	if err := j.checkPositions(o, diff); err != nil {
-		return err
+	for _, r := range list {
+		o.changed = append(o.changed, r.Function)
 	}
 	original, err := durable.ReadFile(o.original, livepatch.MaxModule)
 	if err != nil {
@@ -287,84 +290,4 @@ func (j *job) refuseDiffer(o *object, said []byte) {
 	}
 	r.Detail = shorten(said)
 	j.refuse(r)
-}
-
-// funcEntry is the size of struct kpatch_patch_func (kpatch-patch.h), in bytes;
-// its relocations are the new function at 0, its name at 40, its object at 48.
-const (
-	funcEntry  = 56
-	funcNew    = 0
-	funcObject = 48
-)
-
-// replacedFunctions reads which functions a differ's output, or the module made
-// of it, replaces: each has a struct kpatch_patch_func in section
-// .kpatch.funcs. One that cannot be named is an error: nobody could prove it.
-func replacedFunctions(object []byte) ([]livepatch.Function, error) {
-	f, err := elf.NewFile(bytes.NewReader(object))
-	if err != nil {
-		return nil, fmt.Errorf("read the differ's output: %w", err)
-	}
-	symbols, err := f.Symbols()
-	if err != nil {
-		return nil, fmt.Errorf("read symbols of the differ's output: %w", err)
-	}
-	rela, funcs := f.Section(".rela.kpatch.funcs"), f.Section(".kpatch.funcs")
-	if rela == nil && funcs == nil {
-		return nil, nil
-	}
-	if rela == nil || funcs == nil {
-		return nil, fault.New(fault.Internal, "bad_module", "the differ's output has half of its list of functions")
-	}
-	for _, sec := range f.Sections {
-		if sec.Size > livepatch.MaxModule {
-			return nil, fault.New(fault.Internal, "bad_module", "section %q of the differ's output has %d bytes", sec.Name, sec.Size)
-		}
-	}
-	data, err := rela.Data()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", rela.Name, err)
-	}
-	if list, err := funcs.Data(); err != nil || uint64(len(list)) != funcs.Size {
-		return nil, fault.New(fault.Internal, "bad_module", "the differ's list of functions says that it has %d bytes, and has %d", funcs.Size, len(list))
-	}
-	out := make([]livepatch.Function, funcs.Size/funcEntry)
-	const entry = 24 // Elf64_Rela
-	for ; len(data) >= entry; data = data[entry:] {
-		off := binary.LittleEndian.Uint64(data)
-		sym := binary.LittleEndian.Uint64(data[8:]) >> 32
-		addend := int64(binary.LittleEndian.Uint64(data[16:])) //nolint:gosec // two's complement
-		i := off / funcEntry
-		if i >= uint64(len(out)) || sym == 0 || sym > uint64(len(symbols)) {
-			continue
-		}
-		s := symbols[sym-1]
-		section := elf.ST_TYPE(s.Info) == elf.STT_SECTION && int(s.Section) < len(f.Sections)
-		switch off % funcEntry {
-		case funcNew:
-			out[i].Name = s.Name
-			if section {
-				out[i].Name = strings.TrimPrefix(strings.TrimPrefix(f.Sections[s.Section].Name, ".text."), "unlikely.")
-			}
-		case funcObject:
-			if int(s.Section) >= len(f.Sections) {
-				continue
-			}
-			text, err := f.Sections[s.Section].Data()
-			if err != nil {
-				return nil, fmt.Errorf("read names of objects: %w", err)
-			}
-			at := addend + int64(s.Value) //nolint:gosec // checked next
-			if at >= 0 && at < int64(len(text)) {
-				name, _, _ := bytes.Cut(text[at:], []byte{0})
-				out[i].Object = string(name)
-			}
-		}
-	}
-	for _, fn := range out {
-		if fn.Name == "" || fn.Object == "" {
-			return nil, fault.New(fault.Internal, "bad_module", "the differ's output replaces %d functions, one of them without name or object", len(out))
-		}
-	}
-	return out, nil
 }

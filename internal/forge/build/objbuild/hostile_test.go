@@ -65,7 +65,7 @@ func funcs(n int, offsets ...uint64) []byte {
 	var rela bytes.Buffer
 	for _, o := range offsets {
 		r := elf.Rela64{Off: o, Info: 1 << 32}
-		if o%funcEntry == funcObject { // the name of its object: "f"
+		if f := o % funcEntry; f == funcObject || f == funcName { // its name, or that of its object: "f"
 			r.Info, r.Addend = 2<<32, 1
 		}
 		_ = binary.Write(&rela, binary.LittleEndian, r)
@@ -100,13 +100,14 @@ func funcs(n int, offsets ...uint64) []byte {
 
 // A function that the list does not name would be replaced without a proof.
 func TestFunctionWithoutNameIsAnError(t *testing.T) {
-	if names, err := replacedFunctions(funcs(2, 0, 48, 56, 104)); err != nil || len(names) != 2 {
+	if names, err := replacedFunctions(funcs(2, 0, 40, 48, 56, 96, 104)); err != nil || len(names) != 2 {
 		t.Fatalf("names %q, %v", names, err)
 	}
 	for what, o := range map[string][]byte{
-		"a function without relocation": funcs(2, 0, 48, 104),
-		"a function without an object":  funcs(2, 0, 48, 56),
-		"a relocation at an odd place":  funcs(2, 0, 48, 57, 104),
+		"a function without relocation": funcs(2, 0, 40, 48, 96, 104),
+		"a function without an object":  funcs(2, 0, 40, 48, 56, 96),
+		"a function without a name":     funcs(2, 0, 40, 48, 56, 104),
+		"a relocation at an odd place":  funcs(2, 0, 40, 48, 57, 96, 104),
 		"no relocation":                 funcs(1),
 	} {
 		if names, err := replacedFunctions(o); err == nil {

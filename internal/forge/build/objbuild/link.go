@@ -67,6 +67,15 @@ func (j *job) link(ctx context.Context) error {
 // would follow the links that a bad build left there.
 func (j *job) fillModuleDir(ctx context.Context, name string) error {
 	parts := map[string][]byte{module.GlueName: module.Glue, ".output.o.cmd": nil}
+	glue := module.GlueObject
+	if modules := j.modules(); len(modules) > 0 {
+		var list bytes.Buffer
+		for _, m := range modules {
+			fmt.Fprintf(&list, "KLATCH_MODULE(%s)\n", m)
+		}
+		parts[module.ForgetName], parts["klatch-modules.h"] = module.Forget, list.Bytes()
+		glue += " " + module.ForgetObject
+	}
 	for _, t := range []string{"kpatch.h", "kpatch-patch.h", "kpatch-macros.h", "kpatch-syscall.h", "kpatch-patch-hook.c",
 		"livepatch-patch-hook.c", "patch-hook.c", "kpatch.lds.S"} {
 		b, err := durable.ReadFile(j.Tools.template(t), 1<<20)
@@ -79,11 +88,11 @@ func (j *job) fillModuleDir(ctx context.Context, name string) error {
 obj-m += %[1]s.o
 ldflags-y += -T $(src)/kpatch.lds
 targets += kpatch.lds
-%[1]s-objs += patch-hook.o %[2]s output.o
+%[1]s-objs += patch-hook.o %[4]s output.o
 $(obj)/%[1]s.o: $(src)/kpatch.lds
 ccflags-y += -DKLP_REPLACE_ENABLE=true
 CFLAGS_%[2]s += %[3]s
-`, name, module.GlueObject, module.GlueFlags(j.plan))
+`, name, module.GlueObject, module.GlueFlags(j.plan), glue)
 	packed, err := module.Pack(parts)
 	if err != nil {
 		return err
@@ -91,7 +100,7 @@ CFLAGS_%[2]s += %[3]s
 	ld := []string{"ld", "-r", "-o", filepath.Join(moduleDir, "output.o")}
 	for _, o := range j.objects {
 		if !o.same {
-			ld = append(ld, j.diffFile(o))
+			ld = append(ld, j.placedFile(o))
 		}
 	}
 	for _, c := range []sandbox.Command{
@@ -109,6 +118,18 @@ CFLAGS_%[2]s += %[3]s
 	return nil
 }
 
+// modules lists the modules that the livepatch reaches, sorted.
+func (j *job) modules() []string {
+	var out []string
+	for _, o := range j.objects {
+		if !o.same && o.unit.Object != vmlinux {
+			out = append(out, o.unit.Object)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // inspect checks the finished module before anybody signs it: what was proved
 // must be what was linked.
 func (j *job) inspect(ko []byte, name string) error {
@@ -121,15 +142,17 @@ func (j *job) inspect(ko []byte, name string) error {
 	if err != nil {
 		return err
 	}
-	byName := func(a, b livepatch.Function) int { return strings.Compare(a.String(), b.String()) }
-	slices.SortFunc(names, byName)
-	var proved []livepatch.Function
-	for _, f := range j.result.Match.Replaced {
-		proved = append(proved, livepatch.Function{Object: f.Object, Name: f.Function})
+	var have, want []string
+	for _, f := range names {
+		have = append(have, f.String())
 	}
-	slices.SortFunc(proved, byName)
-	if !slices.Equal(names, proved) {
-		return fault.New(fault.Internal, "bad_module", "module %s replaces %q, proved were %q", name, names, proved)
+	for _, p := range j.result.Match.Replaced {
+		want = append(want, replaced{livepatch.Function{Object: p.Object, Name: p.Function}, p.Position}.String())
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		return fault.New(fault.Internal, "bad_module", "module %s replaces %q, proved were %q", name, have, want)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (t Tools) template(name string) string {
 
 // Version names the tools in a plan.
 func (t Tools) Version() map[string]string {
-	return map[string]string{t.Package.Name: t.Package.Version + " " + t.Package.SHA256, "objbuild": "2"}
+	return map[string]string{t.Package.Name: t.Package.Version + " " + t.Package.SHA256, "objbuild": "3"}
 }
 
 // FetchTools makes the tools ready in the cache.
