@@ -237,6 +237,11 @@ func (j *job) run(ctx context.Context, c sandbox.Command) (sandbox.Result, error
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c.Tree, c.Scratch, c.Dir = j.tree.Source(), j.scratch, j.tree.Source()
+	root, err := kerneltree.RootOf(j.Cache, j.plan.Kernel)
+	if err != nil {
+		return sandbox.Result{}, err
+	}
+	c.Root, c.Visible = root.Dir, []string{filepath.Dir(j.scratch)}
 	return sandbox.Run(ctx, c)
 }
 
