@@ -3,6 +3,7 @@
 package kerneltree
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -26,20 +27,14 @@ func TestKernelOfAnotherReleaseIsRefused(t *testing.T) {
 			t.Errorf("%s on %s: %v", release, distro, err)
 		}
 		_, err := (Maker{Distro: other}).resolve(t.Context(), kernel.Release(release), "") // before the archive is asked
-		var f *fault.Error
-		if fault.KindOf(err) != fault.Invalid || !asFault(err, &f) || !strings.Contains(f.Hint, "--distro "+string(distro)) {
+		f, ok := errors.AsType[*fault.Error](err)
+		if !ok || f.Kind != fault.Invalid || !strings.Contains(f.Hint, "--distro "+string(distro)) {
 			t.Errorf("%s on %s: %v", release, other, err)
 		}
 	}
 	if err := (Maker{Distro: "debian-12"}).ours("6.1.0-50-cloud-amd64"); err != nil {
 		t.Error(err)
 	}
-}
-
-func asFault(err error, to **fault.Error) bool {
-	f, ok := err.(*fault.Error)
-	*to = f
-	return ok
 }
 
 func TestCompilerOfDebian(t *testing.T) {

@@ -98,14 +98,13 @@ func Taken(object []byte) ([]string, error) {
 			if kind == elf.R_X86_64_PLT32 { // a direct call or jump
 				return
 			}
-			switch elf.ST_TYPE(s.Info) {
-			case elf.STT_FUNC, elf.STT_NOTYPE: // undefined ones have no type
+			t := elf.ST_TYPE(s.Info)
+			if t == elf.STT_FUNC || t == elf.STT_NOTYPE { // undefined ones have no type
 				out = append(out, s.Name)
-			case elf.STT_SECTION:
-				if int(s.Section) < len(f.Sections) {
-					if n, ok := strings.CutPrefix(f.Sections[s.Section].Name, ".text."); ok {
-						out = append(out, n)
-					}
+			}
+			if t == elf.STT_SECTION && int(s.Section) < len(f.Sections) {
+				if n, ok := strings.CutPrefix(f.Sections[s.Section].Name, ".text."); ok {
+					out = append(out, n)
 				}
 			}
 		})
