@@ -73,7 +73,11 @@ func kernelAdd(o *options) *cobra.Command {
 distribution's archive, through apt with a state folder of its own: nothing is
 installed, the host's sources stay as they are, signatures are checked. Proves
 that image and symbols are one compiled kernel, prepares the source tree in the
-cache, and writes the catalog entry. A second call finds everything there.`,
+cache, and writes the catalog entry. A second call finds everything there.
+
+Kernels of Debian 13 are compiled in a small root folder with that release's own
+compiler. The first of them makes it, with debootstrap, as root; the others
+share it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e, err := addKernel(cmd, o, distro, release, source, cflags)
@@ -89,7 +93,7 @@ cache, and writes the catalog entry. A second call finds everything there.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&distro, "distro", "debian", "distribution: debian (12)")
+	distroFlag(c, &distro)
 	c.Flags().StringVar(&release, "release", "", "kernel release, as uname -r prints it (needed)")
 	c.Flags().StringVar(&source, "source-version", "", "take another version of the source package; the match proof will say whether it fits")
 	c.Flags().StringVar(&cflags, "extra-cflags", "", "add compiler flags; the match proof will say whether they fit")
@@ -168,7 +172,7 @@ func kernelAvailable(o *options) *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVar(&distro, "distro", "debian", "distribution: debian (12)")
+	distroFlag(c, &distro)
 	c.Flags().StringVar(&flavor, "flavor", "cloud-amd64", "end of the release's name")
 	return c
 }

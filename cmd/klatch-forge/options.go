@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/forge/archive"
+	"klatch/internal/forge/buildroot"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/kernel"
@@ -81,39 +84,57 @@ func (c console) progress() archive.Progress {
 	}
 }
 
-// debianReleases maps what --distro takes to a code name of Debian. The tools
-// come from the release after it, which has kpatch-build.
-var debianReleases = map[string]struct {
+// release is a release of Debian that we make livepatches for.
+type release struct {
 	distro kernel.Distro
 	suite  string
-	tools  string
-}{
-	"debian":    {"debian-12", "bookworm", "trixie"},
-	"debian-12": {"debian-12", "bookworm", "trixie"},
+	tools  []string // suites besides its own, for kpatch-build
+	state  string   // folder of apt's state in the cache
+	root   *buildroot.Spec
+}
+
+// debianReleases maps what --distro takes to a release. Debian 12 has no
+// kpatch-build, so its comes from the release after it, and its kernels are
+// compiled with this host's programs; later ones in a root folder.
+func debianReleases() map[string]release {
+	trixie := buildroot.Debian13()
+	bookworm := release{"debian-12", "bookworm", []string{"trixie"}, "apt", nil}
+	return map[string]release{
+		"debian":    bookworm,
+		"debian-12": bookworm,
+		"debian-13": {"debian-13", "trixie", nil, "apt-debian-13", &trixie},
+	}
+}
+
+func distroNames() []string { return slices.Sorted(maps.Keys(debianReleases())) }
+
+func distroFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "distro", "debian", "distribution: debian-12 (also called debian) or debian-13")
+	_ = cmd.RegisterFlagCompletionFunc("distro", cobra.FixedCompletions(distroNames(), cobra.ShellCompDirectiveNoFileComp))
 }
 
 // openArchive prepares apt's own state for Debian's archive.
-func (o *options) openArchive(ctx context.Context, distro string) (*archive.Archive, kernel.Distro, error) {
-	d, ok := debianReleases[distro]
+func (o *options) openArchive(ctx context.Context, distro string) (*archive.Archive, release, error) {
+	d, ok := debianReleases()[distro]
 	if !ok {
-		return nil, "", invalid("distribution %q is unknown", distro)("use --distro debian")
+		return nil, d, invalid("distribution %q is unknown", distro)("use --distro with one of " + strings.Join(distroNames(), ", "))
 	}
 	cache, err := o.cacheDir()
 	if err != nil {
-		return nil, "", err
+		return nil, d, err
 	}
-	suites, err := archive.HostSuites(ctx, d.suite, d.tools)
+	suites, err := archive.HostSuites(ctx, d.suite, d.tools...)
 	if err != nil {
-		return nil, "", err
+		return nil, d, err
 	}
-	a, err := archive.Open(filepath.Join(cache, "apt"), suites)
+	a, err := archive.Open(filepath.Join(cache, d.state), suites)
 	if err != nil {
-		return nil, "", err
+		return nil, d, err
 	}
 	if !o.quiet {
 		a.Say = console{os.Stderr}.say
 	}
-	return a, d.distro, a.Update(ctx, false)
+	return a, d, a.Update(ctx, false)
 }
 
 func (o *options) maker(cmd *cobra.Command, distro string) (kerneltree.Maker, error) {
@@ -126,7 +147,7 @@ func (o *options) maker(cmd *cobra.Command, distro string) (kerneltree.Maker, er
 		return kerneltree.Maker{}, err
 	}
 	c := o.console(cmd)
-	return kerneltree.Maker{Archive: a, Cache: cache, Distro: d, Step: c.step, Progress: c.progress(), Say: c.say}, nil
+	return kerneltree.Maker{Archive: a, Cache: cache, Distro: d.distro, Root: d.root, Step: c.step, Progress: c.progress(), Say: c.say}, nil
 }
 
 func kernelFlag(cmd *cobra.Command, to *string) {

@@ -82,10 +82,10 @@ func SignFile() string {
 }
 
 // Kernel is the kernel image for VM tests: the one that KernelEnv names, or
-// the last by name that klatch-forge or a test has prepared in the cache. It
-// is empty when there is none.
+// the last of Debian 12's by name that klatch-forge or a test has prepared in
+// the cache. It is empty when there is none.
 func Kernel() string {
-	return named(KernelEnv, "kernels", "*", "vmlinuz")
+	return named(KernelEnv, "kernels", "6.1.0-*", "vmlinuz")
 }
 
 // KernelDeb is the kernel package for VM tests: the one that KernelDebEnv

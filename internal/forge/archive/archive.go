@@ -176,6 +176,7 @@ type Package struct {
 	Bytes   int64
 	SHA256  string
 	Depends string
+	Control string // its whole stanza in the signed package lists
 }
 
 // Versions lists what the archive has of a package, newest first.
@@ -210,17 +211,23 @@ func (a *Archive) Find(ctx context.Context, name, version string) (Package, erro
 func parseStanzas(b []byte) ([]Package, error) {
 	var all []Package
 	var p Package
+	var control strings.Builder
 	flush := func() {
 		if p.Name != "" {
+			p.Control = control.String()
 			all = append(all, p)
 		}
 		p = Package{}
+		control.Reset()
 	}
 	sc := bufio.NewScanner(bytes.NewReader(b))
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		line := sc.Text()
 		key, value, ok := strings.Cut(line, ": ")
+		if line != "" {
+			control.WriteString(line + "\n")
+		}
 		switch {
 		case line == "":
 			flush()
@@ -294,17 +301,31 @@ func (a *Archive) Download(ctx context.Context, ps []Package, progress Progress)
 	if err := os.MkdirAll(a.path("debs"), 0o755); err != nil {
 		return err
 	}
-	for _, p := range want {
-		if err := a.download(ctx, p, func(n int64) { progress(p.Name, done+n, total) }); err != nil {
+	for len(want) > 0 {
+		n, size := batch(want)
+		if err := a.download(ctx, want[:n], func(now int64) { progress(want[0].Name, done+now, total) }); err != nil {
 			return err
 		}
-		done += p.Bytes
+		done += size
+		want = want[n:]
 	}
 	progress("", total, total)
 	return nil
 }
 
-func (a *Archive) download(ctx context.Context, p Package, progress func(int64)) error {
+// maxBatch is how many bytes of packages one call of apt fetches, unless a
+// single one is larger: what a killed call had is fetched again.
+const maxBatch = 64 << 20
+
+func batch(ps []Package) (n int, size int64) {
+	for n < len(ps) && (n == 0 || size+ps[n].Bytes <= maxBatch) {
+		size += ps[n].Bytes
+		n++
+	}
+	return n, size
+}
+
+func (a *Archive) download(ctx context.Context, ps []Package, progress func(int64)) error {
 	if err := a.removeOldParts(); err != nil {
 		return err
 	}
@@ -331,22 +352,43 @@ func (a *Archive) download(ctx context.Context, p Package, progress func(int64))
 			}
 		}
 	}()
-	_, err = a.apt(ctx, dir, "apt-get", "-q", "download", p.Name+"="+p.Version)
+	argv := []string{"apt-get", "-q", "download"}
+	for _, p := range ps {
+		argv = append(argv, p.Name+"="+p.Version)
+	}
+	_, err = a.apt(ctx, dir, argv...)
 	close(stop)
 	<-watched
 	if err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-	if err != nil || len(files) != 1 {
-		return fmt.Errorf("download %s: got %d files, want 1", p.Name, len(files))
+	if err != nil || len(files) != len(ps) {
+		return fmt.Errorf("download %d packages from %s on: got %d files", len(ps), ps[0].Name, len(files))
 	}
-	if got, err := FileSHA256(files[0]); err != nil {
-		return err
-	} else if got != p.SHA256 {
-		return fault.New(fault.Untrusted, "package_digest", "package %s: SHA-256 %s, the signed list says %s", p.Name, got, p.SHA256)
+	return a.takeIn(files, ps)
+}
+
+// takeIn moves downloaded files into place, each where its digest says.
+func (a *Archive) takeIn(files []string, ps []Package) error {
+	want := map[string]Package{}
+	for _, p := range ps {
+		want[p.SHA256] = p
 	}
-	return os.Rename(files[0], a.File(p))
+	for _, f := range files {
+		got, err := FileSHA256(f)
+		if err != nil {
+			return err
+		}
+		p, ok := want[got]
+		if !ok {
+			return fault.New(fault.Untrusted, "package_digest", "downloaded file %s: SHA-256 %s is not in the signed lists", filepath.Base(f), got)
+		}
+		if err := os.Rename(f, a.File(p)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // giveToApt lets apt's unprivileged download user write here, where there is one.

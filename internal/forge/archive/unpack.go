@@ -21,11 +21,12 @@ import (
 
 // Unpack extracts a package's files into a folder that exists, as the build
 // user where we are root: a package is data here, its scripts are never run.
-// patterns are tar wildcards; none means everything.
+// patterns are tar wildcards; none means everything. One that does not start
+// with "./" fits in every folder.
 func Unpack(ctx context.Context, deb, dir string, patterns ...string) error {
 	tar := []string{"tar", "-x", "-f", "-", "-C", dir, "--no-same-owner", "--no-same-permissions"}
 	if len(patterns) > 0 {
-		tar = append(append(tar, "--wildcards", "--no-wildcards-match-slash"), patterns...)
+		tar = append(append(tar, "--wildcards", "--no-wildcards-match-slash", "--no-anchored"), patterns...)
 	}
 	return pipe(ctx, []string{"dpkg-deb", "--fsys-tarfile", deb}, tar)
 }

@@ -95,6 +95,8 @@ var Catalogue = []Rule{
 		"", "use static_key_enabled() in the patched function"},
 	{"static_call", Code, "the function uses a static call that belongs to a module, which a livepatch cannot follow", guide + "Jump labels and static calls",
 		"", "call through static_call_query() in the patched function"},
+	{"landing_pad_gone", Code, "on a kernel with indirect branch tracking a function is called by address only if the kernel itself does so somewhere: it takes the landing pad away from all others at boot",
+		"arch/x86/kernel/alternative.c, apply_seal_endbr; tools/objtool, .ibt_endbr_seal", "", "call the function from a new one in the source patch, and use the address of that"},
 	{"no_such_function", Code, "a replaced function must be in the kernel, at the position that is said", kernelD + "section 4.1; old_sympos in include/linux/livepatch.h",
 		"look into the kernel's symbol table, where clones of the compiler's have other names", ""},
 	{"prototype_changed", Code, "a hand-written function must have the prototype of the one that it replaces", kernelD + "section 4.1",

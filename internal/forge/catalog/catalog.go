@@ -33,6 +33,11 @@ type Entry struct {
 	SourceV  string         `toml:"source_version"` // equals Version unless somebody chose otherwise
 	CC       string         `toml:"cc"`             // the compiler's command
 	Compiler string         `toml:"compiler"`       // its first version line, as the kernel's banner has it
+	// Buildroot names the root folder whose programs compile this kernel, such
+	// as debian-13; empty means this host's. Toolchain says which versions of
+	// them, by package: what reaches the code.
+	Buildroot string            `toml:"buildroot,omitempty" json:",omitempty"`
+	Toolchain map[string]string `toml:"toolchain,omitempty" json:",omitempty"`
 	// ConfigSHA256 is the digest of the distribution's own .config.
 	ConfigSHA256 string `toml:"config_sha256"`
 	// ExtraCFlags are added to every compilation. Empty for a distribution

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/forge/archive"
+	"klatch/internal/forge/buildroot"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/kernel"
@@ -43,6 +45,9 @@ type Maker struct {
 	Step     Step
 	Progress archive.Progress
 	Say      func(format string, args ...any)
+	// Root is the root folder whose programs compile this distribution's
+	// kernels; nil means this host's.
+	Root *buildroot.Spec
 }
 
 // Tree is a prepared kernel in the cache.
@@ -98,6 +103,9 @@ var (
 // resolve finds all packages of one kernel, of one version.
 func (m Maker) resolve(ctx context.Context, r kernel.Release, sourceVersion string) (kernelPackages, error) {
 	var k kernelPackages
+	if err := m.ours(r); err != nil {
+		return k, err
+	}
 	var err error
 	if k.image, err = m.Archive.Find(ctx, "linux-image-"+string(r), ""); err != nil {
 		return k, m.explain(ctx, r, err)
@@ -127,6 +135,20 @@ func (m Maker) resolve(ctx context.Context, r kernel.Release, sourceVersion stri
 	return k, err
 }
 
+// madeFor finds in a release for which Debian it was built. 6.12 is built twice,
+// by two compilers: +deb13, and +deb12 for Debian 12's security archive.
+var madeFor = regexp.MustCompile(`\+deb([0-9]+)`)
+
+// ours refuses a kernel that was built for another release of Debian.
+func (m Maker) ours(r kernel.Release) error {
+	f := madeFor.FindStringSubmatch(string(r))
+	if f == nil || "debian-"+f[1] == string(m.Distro) {
+		return nil
+	}
+	return fault.New(fault.Invalid, "other_distro", "kernel %s was built for Debian %s, not for %s", r, f[1], m.Distro).
+		WithHint("name its distribution: --distro debian-%s", f[1])
+}
+
 // explain says what the archive does have where a kernel is not there.
 func (m Maker) explain(ctx context.Context, r kernel.Release, cause error) error {
 	if fault.KindOf(cause) != fault.NotFound {
@@ -136,6 +158,7 @@ func (m Maker) explain(ctx context.Context, r kernel.Release, cause error) error
 	if err != nil {
 		return errors.Join(cause, err)
 	}
+	have = slices.DeleteFunc(have, func(n string) bool { return m.ours(kernel.Release(n)) != nil })
 	return fault.New(fault.NotFound, "no_kernel", "kernel %s is not in the archive: %w", r, cause).
 		WithHint("Debian removes old kernels; choose one of: %s", strings.Join(have, ", "))
 }
@@ -178,7 +201,11 @@ func (m Maker) Add(ctx context.Context, r kernel.Release, sourceVersion string) 
 			return e, err
 		}
 	}
-	return e, m.describe(t, &e)
+	if err := m.describe(t, &e); err != nil {
+		return e, err
+	}
+	_, err = m.root(ctx, &e)
+	return e, err
 }
 
 // make fills the tree's folder. What an earlier, broken run left is removed
@@ -231,7 +258,7 @@ func (m Maker) unpackBinary(ctx context.Context, k kernelPackages, unpacked, rel
 		p        archive.Package
 		patterns []string
 	}{
-		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/" + release + "/kernel"}},
+		{k.image, []string{"./boot/vmlinuz-*", "./boot/config-*", "lib/modules/" + release + "/kernel"}},
 		{k.headers, []string{"./usr/src/*/Module.symvers", "./usr/src/*/.config"}},
 		{k.debug, []string{"./usr/lib/debug/boot/vmlinux-*", "./usr/lib/debug/lib/modules/" + release + "/kernel"}},
 	} {

@@ -7,7 +7,9 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -59,6 +61,10 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 		return err
 	}
 	e.CC, _, _ = strings.Cut(e.Compiler, " ")
+	root, err := m.root(ctx, e)
+	if err != nil {
+		return err
+	}
 	if err := writeSizeProbe(t); err != nil {
 		return err
 	}
@@ -66,7 +72,7 @@ func (m Maker) prepare(ctx context.Context, t Tree, unpacked string, e *catalog.
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
 	for _, targets := range [][]string{{"prepare", "modules_prepare"}, {"M=" + probeDir, "probe.o"}} {
-		res, err := sandbox.Run(ctx, sandbox.Command{Dir: t.Source(), Writable: []string{t.Source()}, Env: sandbox.BaseEnv(), Argv: Make(*e, targets...)})
+		res, err := sandbox.Run(ctx, sandbox.Command{Root: root.Dir, Dir: t.Source(), Writable: []string{t.Source()}, Env: sandbox.BaseEnv(), Argv: Make(*e, targets...)})
 		if err != nil {
 			return err
 		}
@@ -114,17 +120,22 @@ const probeDir = "klatch-probe"
 
 // sized lists the structures of the special sections that create-diff-object
 // handles, with its environment variables (kpatch-build,
-// find_special_section_data) and the header that declares each.
-var sized = []struct{ env, typ, header, config string }{
-	{"ALT_STRUCT_SIZE", "struct alt_instr", "asm/alternative.h", ""},
-	{"BUG_STRUCT_SIZE", "struct bug_entry", "linux/bug.h", ""},
-	{"EX_STRUCT_SIZE", "struct exception_table_entry", "asm/extable.h", ""},
-	{"JUMP_STRUCT_SIZE", "struct jump_entry", "linux/jump_label.h", ""},
-	{"ORC_STRUCT_SIZE", "struct orc_entry", "asm/orc_types.h", "CONFIG_UNWINDER_ORC"},
-	{"PARA_STRUCT_SIZE", "struct paravirt_patch_site", "asm/paravirt.h", "CONFIG_PARAVIRT"},
-	{"STATIC_CALL_STRUCT_SIZE", "struct static_call_site", "linux/static_call_types.h", "CONFIG_HAVE_STATIC_CALL_INLINE"},
-	{"PRINTK_INDEX_STRUCT_SIZE", "struct pi_entry", "linux/printk.h", "CONFIG_PRINTK_INDEX"},
+// find_special_section_data) and the header that declares each. One with a
+// definer exists only in kernels where that file defines it: since 6.8 calls of
+// paravirt functions are alternatives like any other.
+var sized = []struct{ env, typ, header, config, definer string }{
+	{"ALT_STRUCT_SIZE", "struct alt_instr", "asm/alternative.h", "", ""},
+	{"BUG_STRUCT_SIZE", "struct bug_entry", "linux/bug.h", "", ""},
+	{"EX_STRUCT_SIZE", "struct exception_table_entry", "asm/extable.h", "", ""},
+	{"JUMP_STRUCT_SIZE", "struct jump_entry", "linux/jump_label.h", "", ""},
+	{"ORC_STRUCT_SIZE", "struct orc_entry", "asm/orc_types.h", "CONFIG_UNWINDER_ORC", ""},
+	{"PARA_STRUCT_SIZE", "struct paravirt_patch_site", "asm/paravirt.h", "CONFIG_PARAVIRT", "arch/x86/include/asm/paravirt_types.h"},
+	{"STATIC_CALL_STRUCT_SIZE", "struct static_call_site", "linux/static_call_types.h", "CONFIG_HAVE_STATIC_CALL_INLINE", ""},
+	{"PRINTK_INDEX_STRUCT_SIZE", "struct pi_entry", "linux/printk.h", "CONFIG_PRINTK_INDEX", ""},
 }
+
+// maxHeader limits a header of the kernel that is read, in bytes.
+const maxHeader = 4 << 20
 
 // writeSizeProbe writes a source file of ours whose object holds one array per
 // structure, as long as the structure: the symbol table then says the sizes,
@@ -133,6 +144,15 @@ func writeSizeProbe(t Tree) error {
 	var c bytes.Buffer
 	c.WriteString("// SPDX-License-Identifier: GPL-2.0-only\n#include <linux/module.h>\n")
 	for _, s := range sized {
+		if s.definer != "" {
+			text, err := durable.ReadFile(filepath.Join(t.Source(), s.definer), maxHeader)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			if !bytes.Contains(text, []byte("\n"+s.typ+" {")) {
+				continue
+			}
+		}
 		guard, end := "", ""
 		if s.config != "" {
 			guard, end = "#ifdef "+s.config+"\n", "#endif\n"

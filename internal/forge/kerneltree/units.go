@@ -8,6 +8,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -104,6 +105,9 @@ func (t Tree) Units() (*Units, error) {
 func (m Maker) takeModules(t Tree, unpacked, release string) error {
 	done := m.Step("read what the kernel and its modules are made of")
 	shipped := filepath.Join(unpacked, "lib/modules", release)
+	if _, err := os.Stat(shipped); errors.Is(err, fs.ErrNotExist) { // Debian 13 moved it
+		shipped = filepath.Join(unpacked, "usr/lib/modules", release)
+	}
 	debug := filepath.Join(unpacked, "usr/lib/debug/lib/modules", release)
 	if err := os.MkdirAll(filepath.Join(t.Dir, "modules"), 0o755); err != nil {
 		return err

@@ -22,7 +22,8 @@ const (
 
 type spec struct {
 	Tree, Upper, Work, Dir string
-	Writable               []string
+	Root                   string
+	Visible, Writable      []string
 	Argv                   []string
 	Drop                   bool
 	Limits                 Limits
@@ -33,8 +34,8 @@ type spec struct {
 const private = "/run"
 
 func (c Command) spec() spec {
-	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Writable: c.Writable, Argv: c.Argv, Drop: os.Getuid() == 0,
-		Limits: c.Limits.WithDefaults()}
+	return spec{Tree: c.Tree, Upper: c.upper(), Work: c.work(), Dir: c.Dir, Root: c.Root, Visible: c.Visible, Writable: c.Writable,
+		Argv: c.Argv, Drop: os.Getuid() == 0, Limits: c.Limits.WithDefaults()}
 }
 
 // Child turns this process into the program of a sandbox if it was started as
@@ -64,8 +65,8 @@ func enter(arg string) error {
 			return fmt.Errorf("lay scratch folder over %s: %w", s.Tree, err)
 		}
 	}
-	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NODEV|syscall.MS_NOSUID|syscall.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount own process table: %w", err)
+	if err := s.see(); err != nil {
+		return err
 	}
 	if err := s.readOnly(); err != nil {
 		return err
@@ -97,21 +98,51 @@ func enter(arg string) error {
 	return syscall.Exec(program, s.Argv, append(os.Environ(), "TMPDIR="+private))
 }
 
+// see gives the program its view of the file system, all of it still writable:
+// its own process table, its own temporary folder, and the folders it was
+// given, each a mount. With a root folder there is nothing else.
+func (s spec) see() error {
+	if s.Root != "" {
+		return s.enterRoot()
+	}
+	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NODEV|syscall.MS_NOSUID|syscall.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount own process table: %w", err)
+	}
+	if err := s.mountPrivate(private); err != nil {
+		return err
+	}
+	for _, w := range s.Writable {
+		if err := bind(w, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s spec) mountPrivate(at string) error {
+	if err := syscall.Mount("tmpfs", at, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, s.tempOptions()); err != nil {
+		return fmt.Errorf("mount own temporary folder: %w", err)
+	}
+	return nil
+}
+
+func bind(from, to string) error {
+	if err := syscall.Mount(from, to, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+		return fmt.Errorf("make %s a mount: %w", from, err)
+	}
+	return nil
+}
+
 // readOnly takes away the right to write anywhere but in the tree and in the
 // folders that the caller named. All builds have one user, who owns every tree
 // and the unpacked tools: without this, one bad build could change the next.
 func (s spec) readOnly() error {
 	writable := append([]string{private}, s.Writable...)
-	if err := syscall.Mount("tmpfs", private, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, s.tempOptions()); err != nil {
-		return fmt.Errorf("mount own temporary folder: %w", err)
-	}
-	for _, w := range s.Writable {
-		if err := syscall.Mount(w, w, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
-			return fmt.Errorf("make %s a mount: %w", w, err)
-		}
-	}
 	if s.Tree != "" {
-		writable = append(writable, s.Tree) // a mount already
+		writable = append(writable, s.Tree)
+	}
+	if s.Root != "" {
+		writable = append(writable, usualTemp)
 	}
 	set := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
 	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &set); err != nil {

@@ -116,15 +116,15 @@ func TestAKilledCallerLeavesNothing(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the programs to start", func() bool { return len(running("sleep\x00"+mark)) == 2 })
+	withinTime(t, "the programs to start", func() bool { return len(running("sleep\x00"+mark)) == 2 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	within(t, "the programs to end", func() bool { return len(running("sleep\x00"+mark)) == 0 })
+	withinTime(t, "the programs to end", func() bool { return len(running("sleep\x00"+mark)) == 0 })
 }
 
-func within(t *testing.T, what string, ok func() bool) {
+func withinTime(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -7,10 +7,15 @@
 // only. Without root there is no other user: then a build can read whatever
 // the caller can, keys too, so keep keys on another host.
 //
+// With a root folder the programs are those of that folder, another release's
+// compiler for instance, and of the host's files a program sees only what the
+// command names; all other guarantees are the same.
+//
 // How: Run starts this program again under the name Argv0 in new mount,
 // network, process and IPC namespaces (as root; else in a user namespace
 // too). Child, which main must call first, lays an overlay file system over
-// the tree, drops to UID and executes the program.
+// the tree, moves into the root folder if there is one (view.go), drops to UID
+// and executes the program.
 package sandbox
 
 import (
@@ -56,11 +61,18 @@ type Command struct {
 	// Writable lists folders besides Tree that the program may write to.
 	// Everything else is read only for it, whoever owns it.
 	Writable []string
-	Dir      string   // working folder, seen from inside
-	Argv     []string // program by absolute path or found in PATH
-	Env      []string // the whole environment; nil means BaseEnv
-	Stdin    io.Reader
-	Limits   Limits
+	// Root is the folder that the program has as its root (package buildroot);
+	// empty means the host's. Tree, Writable and Visible appear in it at their
+	// own paths.
+	Root string
+	// Visible lists folders of the host that the program reads. Only with a
+	// root folder does it need them named.
+	Visible []string
+	Dir     string   // working folder, seen from inside
+	Argv    []string // program by absolute path or found in PATH
+	Env     []string // the whole environment; nil means BaseEnv
+	Stdin   io.Reader
+	Limits  Limits
 }
 
 // BaseEnv is the environment of every build: nothing of the caller's but the

@@ -38,7 +38,12 @@ func OtherCache(t testing.TB, k Kernel, change func(tree string)) string {
 	if err := errors.Join(os.Chmod(cache, 0o755), sandbox.Own(upper), sandbox.Own(work)); err != nil {
 		t.Fatal(err)
 	}
-	here := Prepared(t).Tree
+	here := k.Tree
+	if k.Entry.Buildroot != "" {
+		if err := os.Symlink(filepath.Join(k.Cache, "buildroots"), filepath.Join(cache, "buildroots")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	files, err := os.ReadDir(here.Dir)
 	if err != nil {
 		t.Fatal(err)

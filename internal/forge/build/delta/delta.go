@@ -362,7 +362,7 @@ func known(name string) bool {
 	for _, p := range []string{".altinstr", "__bug_table", "__ex_table", ".fixup", "__jump_table", ".parainstructions", ".smp_locks",
 		".static_call", ".orc_", "__mcount_loc", ".return_sites", ".retpoline_sites", ".call_sites", ".ibt_endbr_seal", ".comment", ".note",
 		".discard", ".printk_index", "__dyndbg", "__verbose", ".text", ".rodata.cst", ".rodata", ".data.once", ".data..once", ".cfi_sites", ".export_symbol",
-		"__ksymtab", "___ksymtab", "__kcrctab", "___kcrctab", ".modinfo", ".gnu.linkonce"} {
+		"__ksymtab", "___ksymtab", "__kcrctab", "___kcrctab", ".modinfo", ".gnu.linkonce", "__patchable_function_entries"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}

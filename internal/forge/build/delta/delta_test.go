@@ -11,13 +11,14 @@ import (
 	"testing"
 )
 
-func compiled(t testing.TB, source string) []byte {
+func compiled(t testing.TB, source string, flags ...string) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "a.c"), []byte(source), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("gcc", "-O2", "-c", "-fno-pic", "-fno-pie", "-mcmodel=kernel", "-mno-red-zone", "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fdata-sections", "-o", "a.o", "a.c")
+	cmd.Args = append(cmd.Args, flags...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -171,6 +172,15 @@ func TestDescribe(t *testing.T) {
 	}
 	if s := Source("f.part.0.isra.0"); s != "f" {
 		t.Errorf("source name %q", s)
+	}
+}
+
+// Kernels since 6.2 leave no-ops before each function, and list the places.
+func TestNewFunctionWithPadding(t *testing.T) {
+	const flag = "-fpatchable-function-entry=16,16"
+	d, err := Compare(compiled(t, base, flag), compiled(t, base+"int fresh(void) { return 1; }", flag))
+	if err != nil || len(d.Stopping) != 0 || !slices.Equal(d.New, []string{"fresh"}) {
+		t.Errorf("%v, delta %+v", err, d)
 	}
 }
 

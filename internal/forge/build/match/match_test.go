@@ -135,6 +135,22 @@ func TestStaticFunctionsOfOneName(t *testing.T) {
 	}
 }
 
+// The symbols that objtool makes for the no-ops before a function are not
+// compared: a linked kernel has them under no file's name.
+func TestPaddingIsNoFunction(t *testing.T) {
+	testkit.Need(t, "gcc")
+	dir := t.TempDir()
+	k := kernel(t, dir, compile(t, dir, "net/a.c", source), compile(t, dir, "rest.c", rest))
+	padded := source + `asm(".text; .type __pfx_entry,@function; __pfx_entry: nop; nop; .size __pfx_entry, 2");`
+	r := Empty()
+	if err := k.Object(compile(t, t.TempDir(), "net/a.c", padded), "net/a.c", []string{"entry"}, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Checked != 2 || r.Identical != 2 {
+		t.Errorf("report %+v", r)
+	}
+}
+
 func TestChangedListsCodeAndReferences(t *testing.T) {
 	testkit.Need(t, "gcc")
 	before := compile(t, t.TempDir(), "a.c", source)

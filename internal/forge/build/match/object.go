@@ -62,6 +62,11 @@ func Changed(original, patched string) ([]string, error) {
 	return out, nil
 }
 
+// paddingPrefix begins the names of symbols that objtool makes for the no-ops
+// before each function (CONFIG_PREFIX_SYMBOLS). They are no functions, and in a
+// linked kernel they belong to no source file.
+const paddingPrefix = "__pfx_"
+
 // readObject reads the functions of a relocatable object, without those that
 // the kernel throws away after boot: they cannot be compared in memory and are
 // never replaced.
@@ -107,6 +112,9 @@ func readFunctions(f *elf.File) ([]function, error) {
 	var out []function
 	for _, s := range symbols {
 		if elf.ST_TYPE(s.Info) != elf.STT_FUNC || int(s.Section) >= len(f.Sections) || s.Section == elf.SHN_UNDEF || s.Size == 0 {
+			continue
+		}
+		if strings.HasPrefix(s.Name, paddingPrefix) {
 			continue
 		}
 		sec := f.Sections[s.Section]

@@ -169,8 +169,15 @@ func readRecipe(text []byte) (recipe, error) {
 // key is the digest of all that an unpatched object depends on.
 func (j *job) key(o *object, flags string) string {
 	e := j.plan.Kernel
-	sum := sha256.Sum256([]byte(strings.Join([]string{objectsData, string(e.Release), e.SourceV, e.BuildID.String(),
-		j.config, e.CC, j.compiler, e.ExtraCFlags, flags, o.unit.Target}, "\x00")))
+	parts := []string{objectsData, string(e.Release), e.SourceV, e.BuildID.String(),
+		j.config, e.CC, j.compiler, e.ExtraCFlags, flags, o.unit.Target}
+	if j.delayed {
+		parts = append(parts, "objtool now")
+	}
+	if e.Buildroot != "" {
+		parts = append(parts, e.Buildroot, j.root.Digest)
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/forge/build/match"
+	"klatch/internal/forge/kerneltree"
 )
 
 // environment looks for what differs from the distribution's build. It is no
@@ -17,7 +18,7 @@ import (
 func (j *job) environment() error {
 	e := j.plan.Kernel
 	m := &j.result.Match
-	if cutFirst(j.compiler) != cutFirst(e.Compiler) {
+	if !kerneltree.SameCompiler(j.compiler, e.Compiler) {
 		m.Environment = append(m.Environment, match.Setting{Aspect: "compiler", Want: e.Compiler, Have: j.compiler})
 	}
 	if e.SourceV != e.Version {
@@ -34,11 +35,6 @@ func (j *job) environment() error {
 		m.Environment = append(m.Environment, match.Setting{Aspect: "config", Want: d[0], Have: d[1]})
 	}
 	return nil
-}
-
-func cutFirst(s string) string {
-	_, rest, _ := strings.Cut(s, " ")
-	return rest
 }
 
 func environmentHint(env []match.Setting) string {

@@ -25,6 +25,7 @@ import (
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/build/module"
 	"klatch/internal/forge/build/touch"
+	"klatch/internal/forge/buildroot"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/headers"
 	"klatch/internal/forge/kerneltree"
@@ -42,7 +43,7 @@ type Driver struct {
 	Fanout  int            // object files that headers may reach; 0 means DefaultFanout
 
 	mu     sync.Mutex
-	loaded map[string]*knowledge // by tree
+	loaded map[string]*knowledge // by tree and compiler
 }
 
 // DefaultTimeout ends a build that hangs: a large object takes ten seconds on
@@ -62,9 +63,13 @@ type knowledge struct {
 	touch    *touch.Kernel
 	compiler string
 	config   string // digest
+	// delayed: objtool runs on the linked kernel instead of on each object,
+	// because the kernel has indirect branch tracking (IBT).
+	delayed bool
 
 	imageMu sync.Mutex
 	images  map[string]*match.Image
+	sealed  map[string]map[string]bool // functions without landing pad, by object
 }
 
 // job is one build on its way.
@@ -75,6 +80,7 @@ type job struct {
 	tree    kerneltree.Tree
 	dir     string // result folder
 	scratch string
+	root    buildroot.Root // empty: the host's
 	clock   *build.Clock
 	result  build.Result
 	objects []*object
@@ -204,6 +210,15 @@ func (j *job) warn(r build.Refusal) { j.result.Warnings = append(j.result.Warnin
 // run runs one program in the sandbox of this build.
 func (j *job) run(ctx context.Context, c sandbox.Command) (sandbox.Result, error) {
 	c.Tree, c.Scratch, c.Limits = j.tree.Source(), j.scratch, j.Limits
+	if c.Root = j.root.Dir; c.Root != "" {
+		objects := filepath.Join(j.Cache, "objects")
+		for _, d := range []string{objects, filepath.Dir(j.scratch)} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return sandbox.Result{}, err
+			}
+		}
+		c.Visible = []string{j.tree.Dir, objects, j.Tools.Dir, filepath.Dir(j.scratch)}
+	}
 	if c.Dir == "" {
 		c.Dir = j.tree.Source()
 	}
@@ -222,8 +237,19 @@ func (j *job) make(ctx context.Context, args ...string) (sandbox.Result, error) 
 			}
 		}
 	}
+	if j.delayed {
+		args = append(args, objtoolNow...)
+	}
 	return j.run(ctx, sandbox.Command{Argv: kerneltree.Make(j.plan.Kernel, args...)})
 }
+
+// objtoolNow makes objtool work on single objects in a kernel that delays it to
+// the link of vmlinux (scripts/Makefile.lib): it writes no-ops for jump labels
+// and the tables of special sections, without which neither the match proof nor
+// the differ sees what the kernel runs. What it does for IBT alone needs the
+// whole kernel and is left out: it makes a table of the functions that nobody
+// calls by address, for the kernel to harden.
+var objtoolNow = []string{"delay-objtool=", "objtool-args=$(filter-out --ibt,$(objtool-args-y)) $(if $(part-of-module),--module)"}
 
 // upper is where a file of the tree is found after a program wrote it.
 func (j *job) upper(rel string) string { return sandbox.Command{Scratch: j.scratch}.Upper(rel) }

@@ -42,6 +42,9 @@ func (j *job) compare(_ context.Context) error {
 			return fmt.Errorf("compare %s: %w", o.unit.Target, err)
 		}
 		o.same = d.Empty()
+		if err := j.branches(o, after); err != nil {
+			return err
+		}
 		for _, n := range d.Defined {
 			defined[n] = append(defined[n], o.unit.Object)
 		}

@@ -3,6 +3,7 @@
 package objbuild
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -50,7 +51,12 @@ func (o *object) flat() string {
 func (j *job) know(ctx context.Context) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if k := j.loaded[j.tree.Dir]; k != nil {
+	var err error
+	if j.root, err = kerneltree.RootOf(j.Cache, j.plan.Kernel); err != nil {
+		return err
+	}
+	key := strings.Join([]string{j.tree.Dir, j.root.Dir, j.plan.Kernel.CC}, "\x00")
+	if k := j.loaded[key]; k != nil {
 		j.knowledge = k
 		return j.environment()
 	}
@@ -79,6 +85,7 @@ func (j *job) know(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.delayed = bytes.Contains(config, []byte("\nCONFIG_X86_KERNEL_IBT=y\n"))
 	sum := sha256.Sum256(config)
 	k.config = hex.EncodeToString(sum[:])
 	cc := j.plan.Kernel.CC
@@ -88,14 +95,14 @@ func (j *job) know(ctx context.Context) error {
 	}
 	if err != nil {
 		return fault.New(fault.Internal, "no_compiler", "compiler %s of kernel %s: %w", cc, j.plan.Kernel.Release, err).
-			WithHint("apt-get install %s", cc)
+			WithHint("apt-get install %s", strings.TrimPrefix(cc, "x86_64-linux-gnu-"))
 	}
 	// "gcc-12 (Debian 12.2.0-14) 12.2.0"; the first word is how it was called.
 	k.compiler, _, _ = strings.Cut(string(res.Output), "\n")
 	if j.loaded == nil {
 		j.loaded = map[string]*knowledge{}
 	}
-	j.loaded[j.tree.Dir] = k
+	j.loaded[key] = k
 	return j.environment()
 }
 

@@ -238,6 +238,11 @@ func (j *job) run(ctx context.Context, c sandbox.Command) (sandbox.Result, error
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c.Tree, c.Scratch, c.Dir, c.Limits = j.tree.Source(), j.scratch, j.tree.Source(), j.Limits
+	root, err := kerneltree.RootOf(j.Cache, j.plan.Kernel)
+	if err != nil {
+		return sandbox.Result{}, err
+	}
+	c.Root, c.Visible = root.Dir, []string{filepath.Dir(j.scratch)}
 	return sandbox.Run(ctx, c)
 }
 
