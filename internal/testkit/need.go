@@ -59,6 +59,7 @@ var probes = map[string]func() bool{
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
+	"ownkernel":   allInPath("ccache", "recountdiff", "gawk", "gcc-12"),
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },
 }
