@@ -62,7 +62,7 @@ func (m Maker) AddOwn(ctx context.Context, o Own) (catalog.Entry, error) {
 	defer unlock() //nolint:errcheck // nothing was written
 	if b, err := durable.ReadFile(t.copied(), 256); err == nil {
 		e.Packages["tree"] = strings.TrimSpace(string(b))
-		return e, nil
+		return e, t.takeExtras(o)
 	}
 	if err := m.makeOwn(ctx, t, o, config, &e); err != nil {
 		return e, err
@@ -240,7 +240,10 @@ func (m Maker) makeOwn(ctx context.Context, t Tree, o Own, config []byte, e *cat
 			return err
 		}
 	}
-	if err := m.takeOwnImage(ctx, t, o); err != nil {
+	if err := takeVmlinux(ctx, t, o); err != nil {
+		return err
+	}
+	if err := t.takeExtras(o); err != nil {
 		return err
 	}
 	if err := durable.WriteFile(t.Config(), config, 0o644); err != nil {
@@ -256,11 +259,20 @@ func (m Maker) makeOwn(ctx context.Context, t Tree, o Own, config []byte, e *cat
 	return m.configure(ctx, t, config, e)
 }
 
-// takeOwnImage keeps vmlinux with its symbols, the image and the modules.
-func (m Maker) takeOwnImage(ctx context.Context, t Tree, o Own) error {
+// takeVmlinux keeps vmlinux with its symbols.
+func takeVmlinux(ctx context.Context, t Tree, o Own) error {
 	if out, err := exec.CommandContext(ctx, "strip", "--strip-debug", "--keep-file-symbols", "-o", t.Vmlinux(), o.Vmlinux).CombinedOutput(); err != nil {
 		return fmt.Errorf("strip %s: %s: %w", o.Vmlinux, bytes.TrimSpace(out), err)
 	}
+	symbols, err := exec.CommandContext(ctx, "readelf", "-sW", t.Vmlinux()).Output()
+	if err != nil {
+		return fmt.Errorf("read symbols of %s: %w", t.Vmlinux(), err)
+	}
+	return durable.WriteFile(t.Symbols(), symbols, 0o644)
+}
+
+// takeExtras keeps what may also be named later: image and modules.
+func (t Tree) takeExtras(o Own) error {
 	if o.Image != "" {
 		bz, err := durable.ReadFile(o.Image, 128<<20)
 		if err != nil {
@@ -272,13 +284,6 @@ func (m Maker) takeOwnImage(ctx context.Context, t Tree, o Own) error {
 		if err := durable.WriteFile(t.Image(), bz, 0o644); err != nil {
 			return err
 		}
-	}
-	symbols, err := exec.CommandContext(ctx, "readelf", "-sW", t.Vmlinux()).Output()
-	if err != nil {
-		return fmt.Errorf("read symbols of %s: %w", t.Vmlinux(), err)
-	}
-	if err := durable.WriteFile(t.Symbols(), symbols, 0o644); err != nil {
-		return err
 	}
 	if o.Modules == "" {
 		return nil

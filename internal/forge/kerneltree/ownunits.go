@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -155,7 +154,7 @@ func (t Tree) takeOwnModules(dir string) error {
 			return fault.New(fault.Invalid, "bad_module", "%s is not a module", p)
 		}
 		n++
-		return os.WriteFile(t.ModuleFile(name), ko, 0o644) //nolint:forbidigo // the marker comes last
+		return durable.WriteFile(t.ModuleFile(name), ko, 0o644)
 	})
 	if err == nil && n == 0 {
 		err = fault.New(fault.Invalid, "no_modules", "%s holds no module", dir).

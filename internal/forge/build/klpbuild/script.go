@@ -125,7 +125,7 @@ var complaints = []struct {
 	text *regexp.Regexp
 	code fault.Code
 }{
-	{regexp.MustCompile(`(?m)^(\S+?\.[ch]):\d+:\d+: (?:fatal )?error: `), "does_not_compile"},
+	{regexp.MustCompile(`(?m)^(\S+?\.[ch]):\d+:\d+: (?:fatal )?error: ()`), "does_not_compile"},
 	{regexp.MustCompile("undefined reference to ()`([^']+)'"), "symbol_missing"},
 	{regexp.MustCompile(`()(\S+)\+0x[0-9a-f]+: unsupported static branch key`), "static_key"},
 	{regexp.MustCompile(`()(\S+)\(\)\+0x[0-9a-f]+: unsupported static call key`), "static_call"},
