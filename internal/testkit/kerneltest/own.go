@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"klatch/internal/durable"
+	"klatch/internal/fault"
 	"klatch/internal/forge/archive"
 	"klatch/internal/forge/build/klpbuild"
 	"klatch/internal/forge/catalog"
@@ -113,7 +114,7 @@ func makeOwn() (OwnKernel, error) {
 	if err := os.MkdirAll(b.dir, 0o755); err != nil {
 		return k, err
 	}
-	unlock, err := durable.Lock(b.dir + ".lock")
+	unlock, err := waitForLock(b.dir + ".lock")
 	if err != nil {
 		return k, err
 	}
@@ -135,6 +136,18 @@ func makeOwn() (OwnKernel, error) {
 	k.Tree = kerneltree.At(k.Cache, k.Entry)
 	k.Tools, err = klpbuild.Tools(k.Cache, k.Entry)
 	return k, err
+}
+
+// waitForLock lets tests of several packages run side by side: the first makes
+// the kernel, the others wait for it.
+func waitForLock(path string) (func() error, error) {
+	for end := time.Now().Add(ownTimeout); ; {
+		unlock, err := durable.Lock(path)
+		if fault.KindOf(err) != fault.Conflict || time.Now().After(end) {
+			return unlock, err
+		}
+		<-time.After(time.Second)
+	}
 }
 
 // ownConfig reads lab/kernels/own.config of this repository.
