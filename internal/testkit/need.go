@@ -63,9 +63,11 @@ var probes = map[string]func() bool{
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
-	"ownkernel":   func() bool { return os.Getenv(OwnKernelEnv) != "" && allInPath("ccache", "recountdiff", "gawk", "gcc-12")() },
-	"gcc":         allInPath("gcc", "ld"),
-	"shared":      func() bool { return sharedDir() != "" },
+	"ownkernel": func() bool {
+		return os.Getenv(OwnKernelEnv) != "" && allInPath("ccache", "recountdiff", "gawk", "gcc-12")()
+	},
+	"gcc":    allInPath("gcc", "ld"),
+	"shared": func() bool { return sharedDir() != "" },
 }
 
 // SignFile is the kernel's own program that signs modules: the one that
