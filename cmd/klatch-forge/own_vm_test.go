@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -23,18 +22,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// forge runs the program's own command line in this process.
-func forge(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	var out bytes.Buffer
-	c := root()
-	c.SetArgs(args)
-	c.SetOut(&out)
-	c.SetErr(t.Output())
-	err := c.ExecuteContext(t.Context())
-	return out.String(), err
-}
-
 // TestOwnKernelFromTheCommandLine: kernel add --tree, queue add, build, as the
 // how-to tells it.
 func TestOwnKernelFromTheCommandLine(t *testing.T) {
@@ -42,13 +29,13 @@ func TestOwnKernelFromTheCommandLine(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	run := func(args ...string) string {
 		t.Helper()
-		out, err := forge(t, append([]string{"--dir", data, "--cache", k.Cache}, args...)...)
+		out, err := forge(append([]string{"--quiet", "--dir", data, "--cache", k.Cache}, args...)...)
 		if err != nil {
 			t.Fatalf("%q: %v\n%s", args, err, out)
 		}
 		return out
 	}
-	if out, err := forge(t, "init", data, "--profile", "lab"); err != nil {
+	if out, err := forge("init", data, "--profile", "lab"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	p := k.Parts
@@ -79,7 +66,7 @@ func TestOwnKernelFromTheCommandLine(t *testing.T) {
 	if out := run("build", "--kernel", added.Release); !strings.Contains(out, "klatch_1.ko sequence 1") || !strings.Contains(out, "cmdline_proc_show in fs/proc/cmdline.c") {
 		t.Errorf("build says\n%s", out)
 	}
-	if out, err := forge(t, "--dir", data, "--cache", k.Cache, "queue", "import", "--kernel", added.Release, "--to", "1", "--file", "a.c", "--fixes", "CVE-2000-0002"); err == nil {
+	if out, err := forge("--dir", data, "--cache", k.Cache, "queue", "import", "--kernel", added.Release, "--to", "1", "--file", "a.c", "--fixes", "CVE-2000-0002"); err == nil {
 		t.Errorf("an import for an own kernel worked: %s", out)
 	}
 }

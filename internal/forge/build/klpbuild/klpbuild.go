@@ -23,6 +23,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
+	"klatch/internal/forge/build/module"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/kerneltree"
@@ -136,6 +137,13 @@ func (j *job) steps() []func(context.Context) error {
 	}
 }
 
+func (j *job) name(context.Context) error {
+	for _, r := range module.CheckName(j.plan) {
+		j.refuse(r)
+	}
+	return nil
+}
+
 func (j *job) refuse(r build.Refusal) { j.result.Refusals = append(j.result.Refusals, r) }
 
 func (j *job) warn(r build.Refusal) { j.result.Warnings = append(j.result.Warnings, r) }
@@ -194,16 +202,13 @@ func afterName(version string) string {
 
 // keep looks at the finished module and writes it into the result folder.
 func (j *job) keep(context.Context) error {
-	if err := j.inspect(); err != nil {
+	err := j.inspect()
+	if err != nil || len(j.result.Refusals) > 0 {
 		return err
 	}
-	name := j.plan.Sequence.ModuleName()
-	file := filepath.Join(j.dir, name+".ko")
-	if err := durable.WriteFile(file, j.module, 0o644); err != nil {
+	if j.result.Module, err = module.Keep(j.module, j.plan, j.dir); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(j.module)
-	j.result.Module = &build.Module{Path: file, SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(j.module))}
 	j.result.Functions = j.patch.functions()
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"klatch/internal/fault"
+	"klatch/internal/forge/build/module"
 	"klatch/internal/livepatch"
 )
 
@@ -19,7 +20,6 @@ import (
 type contents struct {
 	replaced []replaced
 	needs    []symbol
-	info     map[string][]string // .modinfo
 }
 
 // replaced is one function that the module replaces.
@@ -61,12 +61,12 @@ const (
 // readLivepatch reads a module's sections .init.klp_objects and
 // .init.klp_funcs, of which its init code makes the list that it gives to the
 // kernel, and the symbols that the kernel must resolve.
-func readLivepatch(module []byte) (contents, error) {
+func readLivepatch(file []byte) (contents, error) {
 	var c contents
 	bad := func(format string, args ...any) (contents, error) {
 		return contents{}, fault.New(fault.Internal, "bad_module", "module of klp-build: "+format, args...)
 	}
-	f, err := elf.NewFile(bytes.NewReader(module))
+	f, err := elf.NewFile(bytes.NewReader(file))
 	if err != nil {
 		return bad("%w", err)
 	}
@@ -75,9 +75,6 @@ func readLivepatch(module []byte) (contents, error) {
 		return bad("symbols: %w", err)
 	}
 	if c.needs, err = needed(symbols); err != nil {
-		return bad("%w", err)
-	}
-	if c.info, err = modinfo(f); err != nil {
 		return bad("%w", err)
 	}
 	objects, at, err := entries(f, symbols, ".init.klp_objects")
@@ -190,40 +187,15 @@ func needed(symbols []elf.Symbol) ([]symbol, error) {
 	return out, nil
 }
 
-// modinfo reads the key=value words of section .modinfo.
-func modinfo(f *elf.File) (map[string][]string, error) {
-	s := f.Section(".modinfo")
-	if s == nil || s.Type != elf.SHT_PROGBITS || s.Size > 2<<20 {
-		return nil, fmt.Errorf("no usable section .modinfo")
-	}
-	data, err := s.Data()
-	if err != nil {
-		return nil, fmt.Errorf("section .modinfo: %w", err)
-	}
-	out := map[string][]string{}
-	for word := range bytes.SplitSeq(data, []byte{0}) {
-		if k, v, ok := strings.Cut(string(word), "="); ok {
-			out[k] = append(out[k], v)
-		}
-	}
-	return out, nil
-}
-
 // inspect checks the finished module before anybody signs it: what it says of
 // itself, and that it replaces what was proved and nothing else.
 func (j *job) inspect() error {
-	name := j.plan.Sequence.ModuleName()
-	bad := func(format string, args ...any) error {
-		return fault.New(fault.Internal, "bad_module", "module %s "+format, append([]any{name}, args...)...)
+	refusals, err := module.Inspect(j.module, j.plan)
+	if err != nil {
+		return err
 	}
-	for _, w := range [][2]string{{"name", name}, {"livepatch", "Y"}, {"klatch_fixes", j.fixes()},
-		{"klatch_build_id", j.plan.Kernel.BuildID.String()}, {"klatch_sequence", fmt.Sprint(uint32(j.plan.Sequence))}} {
-		if have := j.patch.info[w[0]]; !slices.Equal(have, w[1:]) {
-			return bad("says %s=%q, want %q", w[0], have, w[1])
-		}
-	}
-	if v := j.patch.info["vermagic"]; len(v) != 1 || !strings.HasPrefix(v[0], string(j.plan.Kernel.Release)+" ") {
-		return bad("has vermagic %q, want %s", v, j.plan.Kernel.Release)
+	for _, r := range refusals {
+		j.refuse(r)
 	}
 	var proved []livepatch.Function
 	for _, p := range j.result.Match.Replaced {
@@ -237,7 +209,7 @@ func (j *job) inspect() error {
 	slices.SortFunc(proved, byName)
 	slices.SortFunc(have, byName)
 	if !slices.Equal(proved, have) {
-		return bad("replaces %q, proved were %q", have, proved)
+		return fault.New(fault.Internal, "bad_module", "module replaces %q, proved were %q", have, proved)
 	}
 	return nil
 }
