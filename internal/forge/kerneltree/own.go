@@ -215,7 +215,7 @@ func hasSymbols(file string) error {
 
 // checkCompiler looks whether this machine's compiler is the kernel's.
 func checkCompiler(ctx context.Context, e catalog.Entry) error {
-	out, err := exec.CommandContext(ctx, e.CC, "--version").Output() //nolint:gosec // the caller's own choice
+	out, err := exec.CommandContext(ctx, e.CC, "--version").Output()
 	if err != nil {
 		return fault.New(fault.NotFound, "no_compiler", "compiler %s of this kernel: %w", e.CC, err).
 			WithHint("install it, or name its command: --cc COMMAND")

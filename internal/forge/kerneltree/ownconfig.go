@@ -108,12 +108,11 @@ func embedded(file string) []byte {
 	if err != nil {
 		return nil
 	}
-	i := bytes.Index(rodata, []byte(configStart))
-	if i < 0 {
+	_, packed, ok := bytes.Cut(rodata, []byte(configStart))
+	if !ok {
 		return nil
 	}
-	packed, _, ok := bytes.Cut(rodata[i+len(configStart):], []byte(configEnd))
-	if !ok {
+	if packed, _, ok = bytes.Cut(packed, []byte(configEnd)); !ok {
 		return nil
 	}
 	r, err := gzip.NewReader(bytes.NewReader(packed))

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"klatch/internal/durable"
@@ -69,10 +70,8 @@ func copySource(from, to string) (digest string, files int, err error) {
 		target := filepath.Join(to, rel)
 		switch {
 		case d.IsDir():
-			for _, s := range skipped {
-				if rel == s {
-					return filepath.SkipDir
-				}
+			if slices.Contains(skipped, rel) {
+				return filepath.SkipDir
 			}
 			if err := os.MkdirAll(target, 0o755); err != nil {
 				return err
@@ -113,8 +112,9 @@ func copyFile(p, rel, target string, h io.Writer) (int64, error) {
 	if st.Mode()&0o111 != 0 {
 		mode = 0o755
 	}
-	fmt.Fprintf(h, "%s %o %d\n", rel, mode, len(b))       // a hash never fails
-	h.Write(b)                                            //nolint:errcheck // as above
+	if _, err := fmt.Fprintf(h, "%s %o %d\n%s", rel, mode, len(b), b); err != nil {
+		return 0, err
+	}
 	if err := os.WriteFile(target, b, mode); err != nil { //nolint:forbidigo // the marker comes last
 		return 0, err
 	}
@@ -131,7 +131,9 @@ func copyLink(p, rel, target string, h io.Writer) error {
 	if filepath.IsAbs(to) || strings.HasPrefix(path.Join(path.Dir(rel), to), "..") {
 		return nil
 	}
-	fmt.Fprintf(h, "%s -> %s\n", rel, to) // a hash never fails
+	if _, err := fmt.Fprintf(h, "%s -> %s\n", rel, to); err != nil {
+		return err
+	}
 	if err := os.Symlink(to, target); err != nil {
 		return err
 	}

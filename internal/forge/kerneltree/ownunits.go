@@ -86,7 +86,7 @@ func readMod(p, rel string, owner map[string]string, all *Units) error {
 	ko := strings.TrimSuffix(rel, ".mod") + ".ko"
 	m := Module{strings.ReplaceAll(strings.TrimSuffix(path.Base(ko), ".ko"), "-", "_"), ko}
 	all.Modules = append(all.Modules, m)
-	for _, o := range strings.Fields(string(b)) {
+	for o := range strings.FieldsSeq(string(b)) {
 		if o = path.Clean(o); path.Ext(o) == ".o" {
 			owner[o] = m.Name
 		}

@@ -90,6 +90,10 @@ func Tools(cache string, e catalog.Entry) (map[string]string, error) {
 func (d *Driver) Build(ctx context.Context, p compose.Plan, dir string, clock *build.Clock) (build.Result, error) {
 	j := &job{Driver: d, plan: p, tree: kerneltree.At(d.Cache, p.Kernel), dir: dir, clock: clock,
 		result: build.Result{Match: match.Empty()}, images: map[string]*match.Image{}}
+	if j.result.Refusals = module.CheckName(p); len(j.result.Refusals) > 0 {
+		j.result.Result = build.Refused
+		return j.result, nil
+	}
 	if !j.tree.Ready() {
 		return j.result, fault.New(fault.NotFound, "no_tree", "kernel %s is not prepared in cache %s", p.Kernel.Release, d.Cache).
 			WithHint("klatch-forge kernel add --tree DIR --config FILE --vmlinux FILE")
@@ -135,13 +139,6 @@ func (j *job) steps() []func(context.Context) error {
 		j.review,   // warnings
 		j.keep,     // the module, after a last look
 	}
-}
-
-func (j *job) name(context.Context) error {
-	for _, r := range module.CheckName(j.plan) {
-		j.refuse(r)
-	}
-	return nil
 }
 
 func (j *job) refuse(r build.Refusal) { j.result.Refusals = append(j.result.Refusals, r) }

@@ -83,9 +83,9 @@ func (j *job) apply(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case res.Exit == 0:
-		case res.Exit == 1: // some hunks cannot be applied (patch(1), EXIT STATUS); anything else is trouble of our own
+		switch res.Exit {
+		case 0:
+		case 1: // some hunks cannot be applied (patch(1), EXIT STATUS); anything else is trouble of our own
 			r := build.Refuse("patch_does_not_apply", strings.Join(p.Files, ", "))
 			r.Rule = fmt.Sprintf("%s; source patch %s does not", r.Rule, p.Name)
 			r.Detail = shorten(res.Output)
