@@ -13,6 +13,7 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/cve"
+	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
@@ -260,12 +261,16 @@ func runTest(cmd *cobra.Command, o *options, r kernel.Release) (proof.Result, er
 			checks[id] = program
 		}
 	}
+	image := kerneltree.At(cache, e).Image()
+	if err := readable(image); err != nil {
+		return none, fault.New(fault.NotFound, "no_image", "kernel to boot: %w", err).WithHint("add the kernel again; your own one with --image bzImage")
+	}
 	rig, err := newRig(cache)
 	if err != nil {
 		return none, err
 	}
 	tree := kerneltree.At(cache, e)
-	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: tree.Image(), Tables: proof.Tables{Vmlinux: tree.Symbols(), Module: tree.ModuleFile},
+	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: image, Tables: proof.Tables{Vmlinux: tree.Symbols(), Module: tree.ModuleFile},
 		Built: newest, Earlier: earlier, Checks: checks, Tell: o.console(cmd).step})
 	if err != nil {
 		return none, err

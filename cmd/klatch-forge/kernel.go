@@ -3,6 +3,8 @@
 package main
 
 import (
+	"cmp"
+	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,6 +13,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/sign"
 	"klatch/internal/kernel"
 	"klatch/internal/trust"
@@ -65,10 +68,12 @@ func kernelCommand(o *options) *cobra.Command {
 
 func kernelAdd(o *options) *cobra.Command {
 	var distro, release, source, cflags string
+	var own kerneltree.Own
+	var ccache string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "add --release RELEASE",
-		Short: "Get a distribution kernel and write its catalog entry",
+		Use:   "add --release RELEASE | --tree DIR --config FILE --vmlinux FILE",
+		Short: "Add a kernel of a distribution, or one of your own, to the catalog",
 		Long: `Gets image, headers, source and symbols of exactly that kernel from the
 distribution's archive, through apt with a state folder of its own: nothing is
 installed, the host's sources stay as they are, signatures are checked. Proves
@@ -77,12 +82,26 @@ cache, and writes the catalog entry. A second call finds everything there.
 
 Kernels of Debian 13 are compiled in a small root folder with that release's own
 compiler. The first of them makes it, with debootstrap, as root; the others
-share it.`,
+share it.
+
+With --tree, a kernel that you built yourself: source (Linux 6.19 or newer, for
+its scripts/livepatch/klp-build), config and vmlinux must be those of the kernel
+that runs. They are read, never changed; private keys are not copied. The
+unpatched kernel is built once more, which takes as long as any kernel build,
+and compared with vmlinux function by function. docs/howto/own-kernel.md tells
+the whole way.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			e, err := addKernel(cmd, o, distro, release, source, cflags)
+			var e catalog.Entry
+			var err error
+			if own.Source != "" {
+				own.Release = kernel.Release(release)
+				e, err = addOwnKernel(cmd, o, own, ccache)
+			} else {
+				e, err = addKernel(cmd, o, distro, release, source, cflags)
+			}
 			if err != nil {
-				return cli.Cannot(err, "add kernel %s", release)
+				return cli.Cannot(err, "add kernel %s", cmp.Or(release, own.Vmlinux))
 			}
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"release": e.Release, "distro": e.Distro, "arch": e.Arch,
@@ -94,13 +113,26 @@ share it.`,
 		},
 	}
 	distroFlag(c, &distro)
-	c.Flags().StringVar(&release, "release", "", "kernel release, as uname -r prints it (needed)")
+	c.Flags().StringVar(&release, "release", "", "kernel release, as uname -r prints it (needed without --tree)")
 	c.Flags().StringVar(&source, "source-version", "", "take another version of the source package; the match proof will say whether it fits")
 	c.Flags().StringVar(&cflags, "extra-cflags", "", "add compiler flags; the match proof will say whether they fit")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the entry as JSON")
-	_ = c.MarkFlagRequired("release")
+	c.Flags().StringVar(&own.Source, "tree", "", "your own kernel: its source, read only")
+	c.Flags().StringVar(&own.Config, "config", "", "your own kernel: its .config (needed with --tree)")
+	c.Flags().StringVar(&own.Vmlinux, "vmlinux", "", "your own kernel: the vmlinux that runs, with symbols (needed with --tree)")
+	c.Flags().StringVar(&own.Image, "image", "", "your own kernel: the bzImage that boots, for tests in the lab")
+	c.Flags().StringVar(&own.Modules, "modules", "", "your own kernel: the folder of its modules, to prove fixes of module code")
+	c.Flags().StringVar(&own.CC, "cc", "", "your own kernel: the compiler's command (default as vmlinux says)")
+	c.Flags().StringVar(&ccache, "ccache", "", "your own kernel: the ccache folder of its build, read only, to save most of the second one")
+	c.Flags().StringVar(&own.Series, "series", "", "your own kernel: name of its queue (default own-7.2 and the like)")
+	c.MarkFlagsOneRequired("release", "tree")
+	c.MarkFlagsMutuallyExclusive("tree", "source-version")
+	c.MarkFlagsMutuallyExclusive("tree", "extra-cflags")
 	return c
 }
+
+// seriesName is what may name a folder below queue/.
+var seriesName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
 
 func addKernel(cmd *cobra.Command, o *options, distro, release, source, cflags string) (catalog.Entry, error) {
 	r, err := kernel.ParseRelease(release)

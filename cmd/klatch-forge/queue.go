@@ -66,6 +66,9 @@ func importFix(cmd *cobra.Command, o *options, release, to string, files, functi
 	if err != nil {
 		return err
 	}
+	if e.Distro == kerneltree.OwnDistro {
+		return invalid("kernel %s is your own: no archive has a newer source of it", release)("make a diff, then: klatch-forge queue add --series " + e.Series + " FILE.patch")
+	}
 	m, err := o.maker(cmd, string(e.Distro))
 	if err != nil {
 		return err

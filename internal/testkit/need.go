@@ -27,6 +27,10 @@ const KernelEnv = "KLATCH_LAB_KERNEL"
 // of a stock kernel, for tests that make a full guest.
 const KernelDebEnv = "KLATCH_LAB_KERNEL_DEB"
 
+// OwnKernelEnv names the environment variable that, set to anything, allows
+// tests to build a whole kernel. It takes a quarter of an hour on two cores.
+const OwnKernelEnv = "KLATCH_OWN_KERNEL"
+
 // Need skips the test when the machine lacks one of the capabilities, and
 // fails it when RequireEnv promises that capability. An unknown capability
 // is a mistake in the test and fails it everywhere.
@@ -65,6 +69,9 @@ var probes = map[string]func() bool{
 	"gcc-11":      allInPath("gcc-11"),
 	"clang":       allInPath("clang-14"),
 	"python3":     allInPath("python3"),
+	"ownkernel": func() bool {
+		return os.Getenv(OwnKernelEnv) != "" && allInPath("ccache", "recountdiff", "gawk", "gcc-12")()
+	},
 }
 
 // SignFile is the kernel's own program that signs modules: the one that

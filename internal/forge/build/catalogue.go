@@ -65,7 +65,7 @@ var Catalogue = []Rule{
 		"the fix may need another change first: look at what the named symbol needs", ""},
 	{"symbol_missing", Patch, "every function and variable that the new code uses must be in this kernel, or in the livepatch", kernelD + "section 4.1",
 		"add the change that defines the symbol to the source patch", "a private copy of the missing function"},
-	{"nothing_changed", Patch, "a fix must change object code", "create-diff-object, exit status 3",
+	{"nothing_changed", Patch, "a fix must change object code", "create-diff-object, exit status 3; klp-build, \"no changes detected\"",
 		"the change may be compiled out in this configuration; leave the file out, or look at the fix again", ""},
 	{"nothing_replaced", Patch, "a changed object must have a function to replace", "", "look at the detail", ""},
 	{"not_built", Patch, "the kernel was not built from this file: this kernel is not affected", "compilation units of the distribution's debug information",
@@ -83,6 +83,8 @@ var Catalogue = []Rule{
 
 	{"assembly", Code, "assembly has no function borders that the kernel could redirect", kernelD + "section 7, Limitations", reboot, ""},
 	{"boot_image", Code, "code of the vDSO, of real mode and of early boot is copied or gone once the kernel runs", "kpatch-build and klp-build refuse these folders too", reboot, ""},
+	{"lib_code", Code, "klp-build takes no changes below lib/: parts of it are linked into other programs of the kernel's build", "scripts/livepatch/klp-build, check_unsupported_patches",
+		reboot, "make the change in the callers, in a private copy of the function"},
 	{"init_code", Code, "code that runs only at boot or at a module's load or unload cannot be livepatched", guide + "Init code changes",
 		reboot, "do the same work for what is already initialized in a post-patch callback"},
 	{"not_traceable", Code, "the function cannot be traced, so the kernel cannot redirect it", kernelD + "section 7: functions must be traceable by ftrace",

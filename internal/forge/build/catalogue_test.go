@@ -37,6 +37,7 @@ var elsewhere = map[string]string{
 	"wrong_environment":    "objbuild TestWrongEnvironmentIsRefused too",
 	"differ_refused":       "klpbuild: what objtool says without more; create-diff-object's own errors are all told apart",
 	"module_name_too_long": "no real change: a name made of the sequence has 17 bytes at most",
+	"lib_code":             "klpbuild TestRefusesWhatItCannotDo",
 	"not_proved":           "every build of the source driver warns so",
 	"inlined":              "the source driver; no case yet",
 	"callbacks":            "the source driver; no case yet",

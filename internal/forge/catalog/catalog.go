@@ -43,6 +43,8 @@ type Entry struct {
 	// ExtraCFlags are added to every compilation. Empty for a distribution
 	// kernel; the match proof says whether they were right.
 	ExtraCFlags string `toml:"extra_cflags,omitempty"`
+	// Builder is the driver that builds for this kernel; empty means objbuild.
+	Builder string `toml:"builder,omitempty" json:"Builder,omitempty"`
 	// StructSizes are what create-diff-object wants to know of this kernel,
 	// in bytes, by the name of its environment variable.
 	StructSizes map[string]int `toml:"struct_sizes"`

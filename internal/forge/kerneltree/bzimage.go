@@ -40,8 +40,13 @@ func payload(bz []byte) ([]byte, error) {
 		return bad("payload of %d bytes at %d is outside the file", size, start)
 	}
 	// The build appends the uncompressed size as four bytes, outside the
-	// compressed stream (arch/x86/boot/compressed/Makefile, size_append).
-	in := bytes.NewReader(bz[start : start+size-4])
+	// compressed stream (scripts/Makefile.lib, size_append), but not for gzip,
+	// whose streams end with it (RFC 1952, ISIZE).
+	end := start + size - 4
+	if bytes.HasPrefix(bz[start:], []byte{0x1f, 0x8b}) {
+		end = start + size
+	}
+	in := bytes.NewReader(bz[start:end])
 	r, err := uncompress(in, bz[start:start+6])
 	if err != nil {
 		return bad("payload: %w", err)

@@ -68,3 +68,26 @@ func compilerOf(banner string) (string, error) {
 	}
 	return m[1], nil
 }
+
+// sameKernel proves that an image and a vmlinux are one compiled kernel: same
+// build id, same text, same banner.
+func sameKernel(bz []byte, vmlinux, name string) (kernel.BuildID, error) {
+	var none kernel.BuildID
+	raw, err := payload(bz)
+	if err != nil {
+		return none, err
+	}
+	want, err := identify(bytes.NewReader(raw), name)
+	if err != nil {
+		return none, err
+	}
+	have, err := identifyFile(vmlinux)
+	if err != nil {
+		return none, err
+	}
+	if have != want {
+		return none, fault.New(fault.Untrusted, "symbols_mismatch", "vmlinux is of build %s, image %s is %s; texts equal: %v",
+			have.build, name, want.build, have.text == want.text).WithHint("name image and vmlinux of one build")
+	}
+	return have.build, nil
+}

@@ -12,7 +12,7 @@ import (
 )
 
 // image makes a bzImage around a payload.
-func image(payload []byte) []byte {
+func unitImage(payload []byte) []byte {
 	b := make([]byte, 1024)
 	copy(b[0x202:], "HdrS")
 	b[0x1f1] = 1
@@ -23,7 +23,7 @@ func image(payload []byte) []byte {
 // FuzzImage reads any bytes as an image to boot, and as the kernel in it.
 func FuzzImage(f *testing.F) {
 	for _, magic := range []string{"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00", "\xfd7zXZ\x00", "\x28\xb5\x2f\xfd", "\x02\x21\x4c\x18"} {
-		f.Add(image([]byte(magic)))
+		f.Add(unitImage([]byte(magic)))
 	}
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		if _, err := payload(b); err == nil {
