@@ -111,6 +111,8 @@ var Catalogue = []Rule{
 
 	{"data_changed", Data, "initialized data must keep its value: the present value lives in the running kernel", guide + "Data semantic changes",
 		"set the new value in a function that runs afterwards", "set it in a pre-patch callback, only where it still has its old value"},
+	{"layout_changed", Data, "a data type must keep its layout: objects of the old layout are alive", guide + "Data structure changes",
+		"fix it without the member, or " + reboot, "keep the new value in a shadow variable (klp_shadow_alloc)"},
 	{"ops_table_changed", Data, "a table of functions must stay as it is: the kernel holds pointers to the old one", guide + "Data structure changes",
 		"change the functions that the table names instead of the table", "set the pointer in a callback, and undo it in another"},
 	{"section_changed", Data, "only sections that the builder knows may change", "ELF sections of the kernel, include/asm-generic/vmlinux.lds.h",
@@ -146,6 +148,10 @@ var Catalogue = []Rule{
 		"look whether the address is stored (a timer, a work item, a callback) or only used during the call", "point to a function that the kernel has, and change that one"},
 	{"callers_replaced", Warning, "the function cannot be traced: the livepatch replaces those that call it, and they call a copy of its own", kernelD + "section 7: functions must be traceable by ftrace",
 		"look at the callers in the detail as well", ""},
+	{"layout_local", Warning, "the layout of a data type changed whose objects live only within calls of functions that are replaced", "docs/reference/build.md, Data layout",
+		"look whether an object of this type can outlive the call, or be seen by another task", ""},
+	{"layout_meaning", Warning, "a member was renamed, or its bits are read otherwise: objects that are alive hold the old meaning", guide + "Data semantic changes",
+		"look what old objects hold in it", ""},
 	{"merged", Warning, "two source patches change one function; they were merged in the queue's order", "",
 		"look at the merged function as a whole", ""},
 }

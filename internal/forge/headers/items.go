@@ -107,24 +107,38 @@ func identifier(s string) bool { return s != "" && word(s[0]) && (s[0] < '0' || 
 // #ifdef make them, end an item early or late; its names are all the same
 // among those of some item, and its uses too.
 func parse(text string) []item {
-	ts := tokens(text)
 	var out []item
+	for _, ts := range pieces(text) {
+		if ts[0].text == "#" {
+			out = append(out, directive(ts))
+		} else {
+			out = append(out, declaration(ts))
+		}
+	}
+	return out
+}
+
+// pieces splits a file into the tokens of its items.
+func pieces(text string) [][]token {
+	ts := tokens(text)
+	var out [][]token
 	for i := 0; i < len(ts); {
 		start := i
 		if ts[i].text == "#" {
 			for i < len(ts) && ts[i].text != "\n" {
 				i++
 			}
-			out = append(out, directive(ts[start:i]))
+			out = append(out, ts[start:i])
 			i++
 			continue
 		}
 		depth := 0
 		for ; i < len(ts); i++ {
 			t := ts[i].text
-			if t == "{" || t == "(" || t == "[" {
+			switch t {
+			case "{", "(", "[":
 				depth++
-			} else if t == "}" || t == ")" || t == "]" {
+			case "}", ")", "]":
 				depth = max(0, depth-1)
 			}
 			if depth > 0 {
@@ -141,7 +155,7 @@ func parse(text string) []item {
 				break
 			}
 		}
-		out = append(out, declaration(ts[start:i]))
+		out = append(out, ts[start:i])
 	}
 	return out
 }

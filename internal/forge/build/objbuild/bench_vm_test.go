@@ -6,11 +6,15 @@ package objbuild_test
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"klatch/internal/forge/build"
+	"klatch/internal/forge/build/layout"
 	"klatch/internal/forge/build/objbuild"
 	"klatch/internal/forge/compose"
+	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/queue"
 	"klatch/internal/testkit/kerneltest"
 )
@@ -53,4 +57,55 @@ func BenchmarkBuild(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkTypes reads the types of a large object of the kernel.
+func BenchmarkTypes(b *testing.B) {
+	k := kerneltest.Prepared(b)
+	tree := kerneltree.At(kerneltest.OtherCache(b, k, nil), k.Entry).Source()
+	const object = "net/ipv4/tcp_input.o"
+	argv := kerneltree.Make(k.Entry, "KCFLAGS=-g -gdwarf-5 -fno-eliminate-unused-debug-types", object)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = tree
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	text, err := os.ReadFile(filepath.Join(tree, object))
+	if err != nil {
+		b.Fatal(err)
+	}
+	types, err := layout.Read(text)
+	if err != nil {
+		b.Fatal(err)
+	}
+	stored, err := types.Encode()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("read", func(b *testing.B) {
+		b.SetBytes(int64(len(text)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := layout.Read(text); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("stored", func(b *testing.B) {
+		b.SetBytes(int64(len(stored)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := layout.Decode(stored); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("compare", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if cs := layout.Compare(types, types); len(cs) > 0 {
+				b.Fatal(cs)
+			}
+		}
+	})
 }

@@ -86,6 +86,7 @@ type job struct {
 	objects []*object
 	touched map[string]string // file of the plan, to the digest of its patched text
 	more    bool              // a patch adds an #include
+	locals  []local           // types whose objects must not outlive a replaced function's call
 }
 
 // Build implements build.Builder.
@@ -174,11 +175,11 @@ func (j *job) steps(link bool) []func(context.Context) error {
 		j.dumpOriginal,    // what it exports
 		j.apply,           // the patches
 		j.compilePatched,
-		j.compareExports,
-		j.compare, // what changed, besides functions
-		j.prove,   // that the unpatched code is what the kernel runs
-		j.extract, // the changed functions
-		j.review,  // warnings
+		j.differences, // what changed, besides functions
+		j.prove,       // that the unpatched code is what the kernel runs
+		j.extract,     // the changed functions
+		j.confined,    // types that changed live in calls of these only
+		j.review,      // warnings
 	}
 	if link {
 		name := func(context.Context) error {

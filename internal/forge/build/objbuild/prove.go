@@ -21,10 +21,27 @@ import (
 // newImages makes the list of what is open for comparison.
 func newImages() map[string]*match.Image { return map[string]*match.Image{} }
 
+// differences finds what the patches change besides functions. A changed type
+// is named first: where the compiler puts its size into data, that data
+// changes because of it, and so does the version of each export that knows it.
+func (j *job) differences(ctx context.Context) error {
+	if err := j.compareExports(ctx); err != nil {
+		return err
+	}
+	if err := j.compare(); err != nil {
+		return err
+	}
+	others := j.result.Refusals
+	j.result.Refusals = nil
+	err := j.layouts(ctx)
+	j.result.Refusals = append(j.result.Refusals, others...)
+	return err
+}
+
 // compare finds what the patches change besides functions, before the differ
 // is asked: its words are for its authors, and some of what it accepts would
 // not work.
-func (j *job) compare(_ context.Context) error {
+func (j *job) compare() error {
 	done := j.clock.Step("compare", "compare both builds")
 	defined := map[string][]string{} // by the patched objects, and for what
 	deltas := make([]delta.Delta, len(j.objects))
