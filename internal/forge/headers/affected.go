@@ -234,30 +234,27 @@ func Brings(old string, c Change) []string {
 		had[n] = true
 	}
 	fresh := map[string]bool{}
+	source := strings.HasSuffix(c.File, ".c")
 	for _, n := range c.Inserted {
-		text := strings.Join(n.Lines, "\n")
-		i := slices.IndexFunc(its, func(it item) bool { return n.inside(it) })
-		if i >= 0 && its[i].kind == other && its[i].body > 0 && n.Before > its[i].body && !slices.Contains(its[i].uses, "enum") {
-			continue // inside of a function
-		}
-		text = comment.ReplaceAllString(text, "")
-		source := strings.HasSuffix(c.File, ".c")
-		for _, it := range parse(text) {
-			names := it.names
-			if source { // of a source file others see only functions that are not static
-				names = nil
-				if it.function != "" && !slices.Contains(it.uses, "static") {
-					names = []string{it.function}
-				}
+		text := comment.ReplaceAllString(strings.Join(n.Lines, "\n"), "")
+		// Diff may begin a new function with the end of the one before it, so
+		// heads are found by their lines.
+		for _, m := range head.FindAllStringSubmatch(text, -1) {
+			static := strings.HasPrefix(m[0], "static ")
+			if !had[m[1]] && !keywords[m[1]] && !(source && static) {
+				fresh[m[1]] = true
 			}
-			for _, name := range names {
+		}
+		i := slices.IndexFunc(its, func(it item) bool { return n.inside(it) })
+		if source || i >= 0 && its[i].kind == other && its[i].body > 0 && n.Before > its[i].body && !slices.Contains(its[i].uses, "enum") {
+			continue // of a source file others see only its functions; inside of one there is nothing to see
+		}
+		for _, it := range parse(text) {
+			for _, name := range it.names {
 				if !had[name] {
 					fresh[name] = true
 				}
 			}
-		}
-		if source {
-			continue
 		}
 		for _, m := range pointer.FindAllStringSubmatch(text, -1) {
 			if !had[m[1]] {
@@ -282,6 +279,9 @@ func members(text string) []string {
 	}
 	return out
 }
+
+// head finds the first line of a function, at the left margin.
+var head = regexp.MustCompile(`(?m)^[A-Za-z_][^;={}()\n]*?\b([A-Za-z_]\w*)\([^;\n]*$`)
 
 // comment finds the lines of a comment that began before.
 var comment = regexp.MustCompile(`(?m)^[ \t]*(?:/\*|\*/|\*[ \t]|\*$).*$`)

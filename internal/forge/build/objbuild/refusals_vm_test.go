@@ -149,7 +149,8 @@ var refusalCases = []refusalCase{
 		at:   place{file: eventfd, function: "xt_find_table", detail: "x_tables"},
 		near: []change{{filter, sub(filterFirst, "	xt_find_table(net, NFPROTO_IPV4, \"klatch\");\n"+filterFirst)}}},
 
-	{code: "header_fanout", make: []change{{"include/linux/fs.h", sub("struct file {\n", "struct file {\n	int klatch;\n")}}, at: place{file: "include/linux/fs.h"},
+	{code: "header_fanout", make: []change{{"include/linux/fs.h", sub("return f->f_inode;", "return f->f_inode ? f->f_inode : (void *)f;")}}, at: place{file: "include/linux/fs.h"},
+		with: func(_ *compose.Plan, d *objbuild.Driver) { d.Fanout = 100 },
 		near: []change{{"include/linux/eventfd.h", sub("!current->in_eventfd", "current->in_eventfd == 0 && current->pid")}}},
 
 	{code: "lock_changed", make: []change{{eventfd, sub(showLock, "	seq_printf", showUnlock, "	seq_printf(m, \"eventfd-id")}}, at: place{file: eventfd, function: "eventfd_show_fdinfo"},
