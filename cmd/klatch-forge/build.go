@@ -169,13 +169,13 @@ func printBuild(cmd *cobra.Command, r build.Result) {
 
 func printRefusals(cmd *cobra.Command, rs []build.Refusal) {
 	for _, f := range rs {
-		place := f.File
+		place := []string{f.File}
 		for _, p := range [][2]string{{"function", f.Function}, {"type", f.Type}, {"section", f.Section}} {
 			if p[1] != "" {
-				place += ", " + p[0] + " " + p[1]
+				place = append(place, p[0]+" "+p[1])
 			}
 		}
-		out(cmd, "\n  %s: %s\n    rule    %s\n    hint    %s\n", f.Code, place, f.Rule, f.Hint)
+		out(cmd, "\n  %s: %s\n    rule    %s\n    hint    %s\n", f.Code, strings.Join(place, ", "), f.Rule, f.Hint)
 		if f.Detail != "" {
 			out(cmd, "    detail  %s\n", strings.ReplaceAll(f.Detail, "\n", "\n            "))
 		}

@@ -160,7 +160,7 @@ func (g *Graph) defined(c Change) (names map[string]bool, fields []field, whole 
 // middle of an item (C11, 6.4.1).
 var keywords = func() map[string]bool {
 	m := map[string]bool{}
-	for _, k := range strings.Fields("auto break case char const continue default do double else enum extern float for goto if inline int long register " +
+	for k := range strings.FieldsSeq("auto break case char const continue default do double else enum extern float for goto if inline int long register " +
 		"restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false NULL") {
 		m[k] = true
 	}
@@ -241,7 +241,7 @@ func Brings(old string, c Change) []string {
 		// heads are found by their lines.
 		for _, m := range head.FindAllStringSubmatch(text, -1) {
 			static := strings.HasPrefix(m[0], "static ")
-			if !had[m[1]] && !keywords[m[1]] && !(source && static) {
+			if !had[m[1]] && !keywords[m[1]] && (!source || !static) {
 				fresh[m[1]] = true
 			}
 		}

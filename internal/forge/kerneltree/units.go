@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -233,14 +234,9 @@ func printSymbols(f *elf.File) ([]byte, error) {
 	fmt.Fprintf(&out, "\nSymbol table '.symtab' contains %d entries:\n   Num:    Value          Size Type    Bind   Vis      Ndx Name\n", len(symbols)+1)
 	fmt.Fprintf(&out, "%6d: %016x %5d %-7s %-6s %-8s %4s \n", 0, 0, 0, "NOTYPE", "LOCAL", "DEFAULT", "UND")
 	for i, s := range symbols {
-		index := fmt.Sprint(uint16(s.Section))
-		switch s.Section {
-		case elf.SHN_UNDEF:
-			index = "UND"
-		case elf.SHN_ABS:
-			index = "ABS"
-		case elf.SHN_COMMON:
-			index = "COM"
+		index := strconv.Itoa(int(s.Section))
+		if name, ok := special[s.Section]; ok {
+			index = name
 		}
 		word := func(s string) string { _, w, _ := strings.Cut(s, "_"); return w }
 		name := s.Name
@@ -252,6 +248,9 @@ func printSymbols(f *elf.File) ([]byte, error) {
 	}
 	return out.Bytes(), nil
 }
+
+// special are the sections that readelf names (ELF gABI, special section indexes).
+var special = map[elf.SectionIndex]string{elf.SHN_UNDEF: "UND", elf.SHN_ABS: "ABS", elf.SHN_COMMON: "COM"}
 
 // unitsOf reads the names of the compilation units (DWARF 5, section 3.1.1)
 // and nothing else of the debug information, which is large.

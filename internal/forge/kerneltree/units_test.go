@@ -57,7 +57,7 @@ func TestSymbolsArePrintedAsReadelfDoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	got, err := printSymbols(f)
 	if err != nil {
 		t.Fatal(err)

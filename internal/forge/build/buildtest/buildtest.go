@@ -297,7 +297,7 @@ func sameModule(t *testing.T, have, want build.Result) {
 // listed wants a refusal or a warning that a person can look up.
 func listed(t *testing.T, f build.Refusal) {
 	t.Helper()
-	i := slices.IndexFunc(build.Catalogue, func(r build.Rule) bool { return r.Code == f.Code }) //nolint:misspell // the identifier is spelled so
+	i := slices.IndexFunc(build.Catalog, func(r build.Rule) bool { return r.Code == f.Code })
 	if i < 0 || f.Rule == "" || f.Hint == "" {
 		t.Errorf("not as the list of refusals has it: %+v", f)
 	}

@@ -42,7 +42,7 @@ const (
 	Look     Certainty = "look"     // a person must look at it; a build goes on
 )
 
-// Finding is one thing that lint found; codes are those of the catalogue.
+// Finding is one thing that lint found; codes are those of the catalog.
 type Finding struct {
 	Certainty Certainty  `json:"certainty"`
 	Code      fault.Code `json:"code"`
@@ -145,7 +145,7 @@ func (r *run) know() error {
 
 // find adds a finding once, with the rule and hint of its code.
 func (r *run) find(f Finding) {
-	i := slices.IndexFunc(build.Catalogue, func(x build.Rule) bool { return x.Code == f.Code })
+	i := slices.IndexFunc(build.Catalog, func(x build.Rule) bool { return x.Code == f.Code })
 	if i >= 0 {
 		full := build.Refuse(f.Code, f.File)
 		f.Rule, f.Hint = full.Rule, full.Hint

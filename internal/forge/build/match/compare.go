@@ -160,7 +160,7 @@ func (k *Image) sameReference(place uint64, field []byte, r reloc, p *Proved) st
 	if r.kind == elf.R_X86_64_32 {
 		mask = 0xffffffff
 	}
-	want := to - uint64(r.addend) //nolint:gosec // two's complement
+	want := to - uint64(r.addend)
 	if !slices.ContainsFunc(targets, func(s symbol) bool { return s.addr&mask == want&mask }) {
 		return fmt.Sprintf("the kernel does not refer to %s", r.symbol)
 	}

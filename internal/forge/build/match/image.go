@@ -100,7 +100,7 @@ func open(path, name string, check func(*elf.File) error) (*Image, error) {
 	k := &Image{name: name, module: f.Type == elf.ET_REL, byName: map[string][]symbol{}, files: map[string]bool{}, relocs: map[uint64]filled{}}
 	base := func(i int) uint64 {
 		if f.Type == elf.ET_REL {
-			return uint64(i) * apart //nolint:gosec // an index
+			return uint64(i) * apart
 		}
 		return 0
 	}
@@ -269,12 +269,12 @@ func (k *Image) refersTo(place uint64, field []byte, pc bool) (to uint64, outsid
 		if r.outside != "" {
 			return 0, r.outside, r.addend
 		}
-		return r.addr + uint64(r.addend), "", 0 //nolint:gosec // two's complement
+		return r.addr + uint64(r.addend), "", 0
 	}
 	if len(field) == 8 {
 		to = binary.LittleEndian.Uint64(field)
 	} else {
-		to = uint64(int64(int32(binary.LittleEndian.Uint32(field)))) //nolint:gosec // sign extension
+		to = uint64(int64(int32(binary.LittleEndian.Uint32(field))))
 	}
 	if pc {
 		to += place

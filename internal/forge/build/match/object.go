@@ -172,7 +172,7 @@ func resolve(f *elf.File, symbols []elf.Symbol, named map[elf.SectionIndex][]elf
 	if int(s.Section) >= len(f.Sections) {
 		return nil
 	}
-	at := r.addend + int64(s.Value) //nolint:gosec // in a section, checked below
+	at := r.addend + int64(s.Value)
 	if r.pc() {
 		at += 4 // counted from the end of the field (psABI 4.4.1)
 	}
@@ -190,7 +190,7 @@ func resolve(f *elf.File, symbols []elf.Symbol, named map[elf.SectionIndex][]elf
 	}
 	for _, in := range named[s.Section] {
 		if at >= 0 && uint64(at) >= in.Value && uint64(at) < in.Value+in.Size {
-			r.symbol, r.addend = in.Name, r.addend+int64(s.Value)-int64(in.Value) //nolint:gosec // in a section
+			r.symbol, r.addend = in.Name, r.addend+int64(s.Value)-int64(in.Value)
 			return nil
 		}
 	}
@@ -214,11 +214,11 @@ func readRelocs(f *elf.File) (map[int][]reloc, error) {
 			r := reloc{
 				off:    binary.LittleEndian.Uint64(data),
 				kind:   elf.R_X86_64(info & 0xffffffff),
-				addend: int64(binary.LittleEndian.Uint64(data[16:])), //nolint:gosec // two's complement
+				addend: int64(binary.LittleEndian.Uint64(data[16:])),
 				index:  1 << 40,
 			}
 			if n := info >> 32; n > 0 { // Symbols leaves out the null symbol
-				r.index = int(n - 1) //nolint:gosec // 32 bits
+				r.index = int(n - 1)
 			}
 			all[int(s.Info)] = append(all[int(s.Info)], r)
 		}

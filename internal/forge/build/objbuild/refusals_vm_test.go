@@ -28,7 +28,7 @@ type change struct {
 // place is where a refusal must point to; an empty member is not compared.
 type place struct{ file, function, section, detail string }
 
-// refusalCase is one code of the catalogue: a change of the real kernel's
+// refusalCase is one code of the catalog: a change of the real kernel's
 // source that must get it, and one beside it that must not.
 type refusalCase struct {
 	code           fault.Code
@@ -229,7 +229,7 @@ func TestEveryCode(t *testing.T) {
 			}) {
 				t.Fatalf("result %s, want %s at %+v; refusals %+v, warnings %+v, functions %v", res.Result, c.code, c.at, res.Refusals, res.Warnings, res.Functions)
 			}
-			warning := slices.ContainsFunc(build.Catalogue, func(r build.Rule) bool { return r.Code == c.code && r.Class == build.Warning })
+			warning := slices.ContainsFunc(build.Catalog, func(r build.Rule) bool { return r.Code == c.code && r.Class == build.Warning })
 			if want := build.Refused; res.Result != want && !warning && c.code != "not_built" {
 				t.Errorf("result %s with %+v", res.Result, found)
 			}

@@ -17,7 +17,7 @@ import (
 	"klatch/internal/forge/queue"
 )
 
-// Finding is one thing to look at; its code is in the catalogue of refusals.
+// Finding is one thing to look at; its code is in the catalog of refusals.
 type Finding struct {
 	Code     fault.Code
 	File     string

@@ -102,7 +102,7 @@ const slack = 4
 
 // touches says whether the reference may lead into a span.
 func (r reloc) touches(s span, code bool) bool {
-	from, to := int64(s.from), int64(s.to)
+	from, to := int64(s.from), int64(s.to) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	if !code || r.kind == elf.R_X86_64_32S || r.kind == elf.R_X86_64_64 || r.kind == elf.R_X86_64_32 {
 		return r.at >= from && r.at < to
 	}
@@ -119,7 +119,7 @@ func (r reloc) isStart(s span) bool {
 	if r.kind == elf.R_X86_64_PC32 {
 		at += 4
 	}
-	return at == int64(s.from)
+	return at == int64(s.from) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 }
 
 // name says what a reference leads to.
@@ -129,7 +129,7 @@ func (f *file) name(r reloc) string {
 	}
 	for _, s := range f.symbols {
 		if kind := elf.ST_TYPE(s.Info); int(s.Section) == r.section && (kind == elf.STT_OBJECT || kind == elf.STT_FUNC) &&
-			r.at+4+slack >= int64(s.Value) && r.at < int64(s.Value+s.Size) {
+			r.at+4+slack >= int64(s.Value) && r.at < int64(s.Value+s.Size) { //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 			return s.Name
 		}
 	}

@@ -133,7 +133,7 @@ func (f *file) readRelocs(s *elf.Section) error {
 	for ; len(data) >= size; data = data[size:] {
 		info := binary.LittleEndian.Uint64(data[8:])
 		r := reloc{off: binary.LittleEndian.Uint64(data), kind: elf.R_X86_64(info & 0xffffffff),
-			at: int64(binary.LittleEndian.Uint64(data[16:]))}
+			at: int64(binary.LittleEndian.Uint64(data[16:]))} //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 		n := info >> 32
 		if n == 0 || n > uint64(len(f.symbols)) {
 			continue
@@ -141,7 +141,7 @@ func (f *file) readRelocs(s *elf.Section) error {
 		sym := f.symbols[n-1]
 		if int(sym.Section) < len(f.Sections) && sym.Section != elf.SHN_UNDEF {
 			r.section = int(sym.Section)
-			r.at += int64(sym.Value)
+			r.at += int64(sym.Value) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 		} else {
 			r.symbol = sym.Name
 		}
@@ -169,18 +169,18 @@ func (f *file) readTables() (tables, error) {
 	if len(names) != 1 {
 		return t, shapef("the module has %d variables of type struct klp_patch: %q", len(names), names)
 	}
-	at, err := f.variable(names[0], uint64(l.patch))
+	at, err := f.variable(names[0], uint64(l.patch)) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	if err != nil {
 		return t, err
 	}
 	t.starts = at
 	t.ranges = append(t.ranges, at)
-	flag, err := f.bytes(at.section, at.from+uint64(l.members["klp_patch.replace"]), 1)
+	flag, err := f.bytes(at.section, at.from+uint64(l.members["klp_patch.replace"]), 1) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	if err != nil {
 		return t, err
 	}
 	t.Replace = flag[0] != 0
-	objs, err := f.follow(at.section, at.from+uint64(l.members["klp_patch.objs"]))
+	objs, err := f.follow(at.section, at.from+uint64(l.members["klp_patch.objs"])) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	if err != nil {
 		return t, err
 	}
@@ -191,13 +191,13 @@ func (f *file) readTables() (tables, error) {
 }
 
 func (f *file) readObjects(t *tables, l layout, objs span) error {
-	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) }
+	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) } //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	at := objs.from
 	for {
-		if (at-objs.from)/uint64(l.object) > maxEntries {
+		if (at-objs.from)/uint64(l.object) > maxEntries { //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 			return shapef("the list of objects has no end")
 		}
-		if _, err := f.bytes(objs.section, at, uint64(l.object)); err != nil {
+		if _, err := f.bytes(objs.section, at, uint64(l.object)); err != nil { //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 			return err
 		}
 		name, named, err := f.text(objs.section, member(at, "klp_object.name"))
@@ -219,7 +219,7 @@ func (f *file) readObjects(t *tables, l layout, objs span) error {
 		}
 		c := queue.Callback{Object: name}
 		for _, w := range queue.CallbackTimes {
-			place := member(at, "klp_object.callbacks") + uint64(l.members["klp_callbacks."+w])
+			place := member(at, "klp_object.callbacks") + uint64(l.members["klp_callbacks."+w]) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 			if _, ok := f.reloc(objs.section, place); ok {
 				c.When = append(c.When, w)
 			}
@@ -232,19 +232,19 @@ func (f *file) readObjects(t *tables, l layout, objs span) error {
 				return err
 			}
 		}
-		at += uint64(l.object)
+		at += uint64(l.object) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	}
-	return f.add(t, span{objs.section, objs.from, at + uint64(l.object)})
+	return f.add(t, span{objs.section, objs.from, at + uint64(l.object)}) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 }
 
 func (f *file) readFunctions(t *tables, l layout, object string, funcs span) error {
-	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) }
+	member := func(at uint64, name string) uint64 { return at + uint64(l.members[name]) } //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	at := funcs.from
 	for {
 		if len(t.Functions) > maxEntries {
 			return shapef("the list of functions of %s has no end", object)
 		}
-		if _, err := f.bytes(funcs.section, at, uint64(l.function)); err != nil {
+		if _, err := f.bytes(funcs.section, at, uint64(l.function)); err != nil { //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 			return err
 		}
 		name, named, err := f.text(funcs.section, member(at, "klp_func.old_name"))
@@ -267,9 +267,9 @@ func (f *file) readFunctions(t *tables, l layout, object string, funcs span) err
 			return shapef("a function of %s, %q, has no name or no new function", object, name)
 		}
 		t.Functions = append(t.Functions, e)
-		at += uint64(l.function)
+		at += uint64(l.function) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 	}
-	return f.add(t, span{funcs.section, funcs.from, at + uint64(l.function)})
+	return f.add(t, span{funcs.section, funcs.from, at + uint64(l.function)}) //nolint:gosec // sizes and offsets in a file of at most livepatch.MaxModule
 }
 
 // add takes a list with its end, which must lie in one variable: else the

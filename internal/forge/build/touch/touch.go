@@ -40,7 +40,7 @@ type Kernel struct {
 var imageFolders = []string{"arch/x86/boot/", "arch/x86/realmode/", "arch/x86/entry/vdso/", "arch/x86/purgatory/", "lib/vdso/",
 	"include/vdso/", "arch/x86/include/asm/vdso/"}
 
-// Of gives a file's code in the catalogue of refusals; "not_built" where this
+// Of gives a file's code in the catalog of refusals; "not_built" where this
 // kernel was not built from it, and "" where it was compiled or included.
 func (k *Kernel) Of(file string) (fault.Code, error) {
 	if len(k.Units.Of(file)) > 0 && path.Ext(file) != ".S" {

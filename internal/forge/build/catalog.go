@@ -10,7 +10,7 @@ import (
 	"klatch/internal/fault"
 )
 
-// Class sorts the catalogue.
+// Class sorts the catalog.
 type Class string
 
 // The classes. Warnings do not stop a build.
@@ -23,7 +23,7 @@ const (
 	Warning     Class = "warnings for the reviewer"
 )
 
-// Rule is one entry of the catalogue of refusals and warnings.
+// Rule is one entry of the catalog of refusals and warnings.
 type Rule struct {
 	Code   fault.Code
 	Class  Class
@@ -33,13 +33,13 @@ type Rule struct {
 	WayOut string // a known way to write the fix anew, if there is one; never applied by itself
 }
 
-// Refuse makes the refusal, or the warning, of a code in the catalogue.
+// Refuse makes the refusal, or the warning, of a code in the catalog.
 func Refuse(code fault.Code, file string) Refusal {
-	i := slices.IndexFunc(Catalogue, func(r Rule) bool { return r.Code == code })
+	i := slices.IndexFunc(Catalog, func(r Rule) bool { return r.Code == code })
 	if i < 0 {
-		panic(fmt.Sprintf("refusal %s is not in the catalogue", code)) // a test looks for all of them
+		panic(fmt.Sprintf("refusal %s is not in the catalog", code)) // a test looks for all of them
 	}
-	r := Catalogue[i]
+	r := Catalog[i]
 	hint := r.Hint
 	if r.WayOut != "" {
 		if hint != "" {
@@ -56,9 +56,9 @@ const (
 	kernelD = "Documentation/livepatch/livepatch.rst, "
 )
 
-// Catalogue holds every code that a driver may use. It is what
+// Catalog holds every code that a driver may use. It is what
 // docs/reference/refusals.md is made of.
-var Catalogue = []Rule{
+var Catalog = []Rule{
 	{"patch_does_not_apply", Patch, "the source patch must fit this kernel's source without fuzz", "patch(1), --fuzz=0",
 		"adapt the source patch to this kernel's source, or look whether an earlier one in the queue touches the same lines", ""},
 	{"does_not_compile", Patch, "the patched source must compile on this kernel", "",
@@ -156,16 +156,16 @@ var Catalogue = []Rule{
 		"look at the merged function as a whole", ""},
 }
 
-// Document writes the catalogue as Markdown.
+// Document writes the catalog as Markdown.
 func Document() string {
 	var b strings.Builder
 	b.WriteString("# Refusals and warnings of the builders\n\n" +
-		"<!-- Made by `go test ./internal/forge/build -run TestCatalogueIsDocumented -args -update`. -->\n\n" +
+		"<!-- Made by `go test ./internal/forge/build -run TestCatalogIsDocumented -args -update`. -->\n\n" +
 		"A refusal is about the fix: code, place (file, function, type or section), rule and what to try. `not_built` and\n" +
 		"`nothing_changed` say that this kernel does not need the change. A known way out is text for the author of the fix; it is\n" +
 		"never applied by itself. Codes are a promise; texts are not.\n")
 	var class Class
-	for _, r := range Catalogue {
+	for _, r := range Catalog {
 		if r.Class != class {
 			class = r.Class
 			fmt.Fprintf(&b, "\n## %s%s\n\n| code | rule | source | what to try |\n| --- | --- | --- | --- |\n", strings.ToUpper(string(class[:1])), class[1:])

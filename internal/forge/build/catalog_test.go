@@ -17,7 +17,7 @@ import (
 
 var update = flag.Bool("update", false, "write the generated document")
 
-func TestCatalogueIsDocumented(t *testing.T) {
+func TestCatalogIsDocumented(t *testing.T) {
 	const file = "../../../docs/reference/refusals.md"
 	if *update {
 		if err := os.WriteFile(file, []byte(build.Document()), 0o644); err != nil {
@@ -26,7 +26,7 @@ func TestCatalogueIsDocumented(t *testing.T) {
 	}
 	have, err := os.ReadFile(file)
 	if err != nil || string(have) != build.Document() {
-		t.Errorf("%s is not what the catalogue says (%v); run with -args -update", file, err)
+		t.Errorf("%s is not what the catalog says (%v); run with -args -update", file, err)
 	}
 }
 
@@ -75,25 +75,25 @@ func TestEveryCodeHasACase(t *testing.T) {
 	if len(has) < 20 {
 		t.Fatalf("the tables have only %d codes", len(has))
 	}
-	for _, r := range build.Catalogue {
+	for _, r := range build.Catalog {
 		if !has[string(r.Code)] && !hand[string(r.Code)] && elsewhere[string(r.Code)] == "" {
 			t.Errorf("no real change of a kernel triggers %s: add it to objbuild/refusals_vm_test.go, or say in elsewhere where it is", r.Code)
 		}
 	}
 	for code := range has {
-		if !slices.ContainsFunc(build.Catalogue, func(r build.Rule) bool { return string(r.Code) == code }) {
-			t.Errorf("a case wants %s, which is not in the catalogue", code)
+		if !slices.ContainsFunc(build.Catalog, func(r build.Rule) bool { return string(r.Code) == code }) {
+			t.Errorf("a case wants %s, which is not in the catalog", code)
 		}
 	}
 }
 
-// TestEveryCodeIsInTheCatalogue reads the sources: a refusal outside of the
-// catalogue would end the builder, and an entry that nobody uses is dead.
-func TestEveryCodeIsInTheCatalogue(t *testing.T) {
+// TestEveryCodeIsInTheCatalog reads the sources: a refusal outside of the
+// catalog would end the builder, and an entry that nobody uses is dead.
+func TestEveryCodeIsInTheCatalog(t *testing.T) {
 	seen := map[string]int{}
-	for _, r := range build.Catalogue {
+	for _, r := range build.Catalog {
 		if seen[string(r.Code)]++; seen[string(r.Code)] > 1 {
-			t.Errorf("%s is in the catalogue twice", r.Code)
+			t.Errorf("%s is in the catalog twice", r.Code)
 		}
 		if r.Rule == "" || r.Hint == "" && r.WayOut == "" {
 			t.Errorf("%s says no rule, or nothing to try", r.Code)
@@ -116,14 +116,14 @@ func TestEveryCodeIsInTheCatalogue(t *testing.T) {
 		}
 		for _, m := range refused.FindAllStringSubmatch(string(b), -1) {
 			if seen[m[1]] == 0 {
-				t.Errorf("%s refuses with %s, which is not in the catalogue", f, m[1])
+				t.Errorf("%s refuses with %s, which is not in the catalog", f, m[1])
 			}
 		}
 		for _, m := range quoted.FindAllStringSubmatch(string(b), -1) {
 			used[m[1]] = true
 		}
 	}
-	for _, r := range build.Catalogue {
+	for _, r := range build.Catalog {
 		if !used[string(r.Code)] {
 			t.Errorf("no driver uses %s", r.Code)
 		}
