@@ -29,6 +29,10 @@ import (
 // to itself.
 const privatePrefix = "klatch_"
 
+// paddingPrefix begins the names that objtool gives to the no-ops before a
+// function (tools/objtool/elf.c, elf_create_prefix_symbol).
+const paddingPrefix = "__pfx_"
+
 // detach finds the changed functions of every object that cannot be
 // redirected, and names them anew.
 func (j *job) detach() error {
@@ -148,7 +152,8 @@ func readCalls(object []byte) (calls, error) {
 	}
 	bySection := map[int]string{} // one function in each section
 	for _, s := range symbols {
-		if elf.ST_TYPE(s.Info) != elf.STT_FUNC || int(s.Section) >= len(f.Sections) || s.Section == elf.SHN_UNDEF {
+		if elf.ST_TYPE(s.Info) != elf.STT_FUNC || int(s.Section) >= len(f.Sections) || s.Section == elf.SHN_UNDEF ||
+			strings.HasPrefix(s.Name, paddingPrefix) {
 			continue
 		}
 		whole, _, _ := strings.Cut(s.Name, ".cold")
@@ -255,11 +260,15 @@ func renameFunctions(object []byte, names []string) ([]byte, error) {
 				return nil, fault.New(fault.Invalid, "bad_object", "read symbols: %w", err)
 			}
 			for n, sym := range symbols {
-				whole, _, _ := strings.Cut(sym.Name, ".cold")
+				name, padding := strings.CutPrefix(sym.Name, paddingPrefix)
+				whole, _, _ := strings.Cut(name, ".cold")
 				if elf.ST_TYPE(sym.Info) != elf.STT_FUNC || !slices.Contains(names, whole) {
 					continue
 				}
-				if err := rename(int(s.Link), s.Offset+uint64(n+1)*24, privatePrefix+sym.Name); err != nil { // Elf64_Sym has 24 bytes
+				if name = privatePrefix + name; padding {
+					name = paddingPrefix + name
+				}
+				if err := rename(int(s.Link), s.Offset+uint64(n+1)*24, name); err != nil { // Elf64_Sym has 24 bytes
 					return nil, err
 				}
 			}

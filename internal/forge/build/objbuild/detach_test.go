@@ -19,6 +19,8 @@ const hiddenSource = `
 #define hide __attribute__((noinline, no_instrument_function))
 extern void print(const char *);
 hide static int inner(int x) { if (x == 77) print("seven"); return x * 3; }
+asm(".pushsection .text.third,\"ax\"; .type __pfx_third,@function; __pfx_third: nop; .size __pfx_third,1; .popsection");
+asm(".pushsection .text.inner,\"ax\"; .type __pfx_inner,@function; __pfx_inner: nop; .size __pfx_inner,1; .popsection");
 asm(".pushsection .text.unlikely.inner,\"ax\"; .type inner.cold,@function; inner.cold: nop; .size inner.cold,1; .popsection");
 hide static int outer(int x) { print("outer"); return inner(x) + 1; }
 int first(int x) { return inner(x) + 2; }
