@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,11 +28,12 @@ import (
 )
 
 func buildCommand(o *options) *cobra.Command {
-	var release, function string
+	var release, function, series string
 	var asJSON bool
+	var parallel int
 	var limits buildLimits
 	c := &cobra.Command{
-		Use:   "build --kernel RELEASE",
+		Use:   "build --kernel RELEASE | --series SERIES",
 		Short: "Build one cumulative livepatch from the queue",
 		Long: `Compiles the touched files as they are and as patched, proves that the
 unpatched code is byte for byte what the distribution's kernel runs, extracts
@@ -50,12 +52,19 @@ Exit status: 0 built; 3 refused, with code, place, rule and a hint
 (docs/reference/refusals.md); 4 this kernel was built from none of the touched
 files; 75 broken: the builder's fault, try again.
 
+--series builds the queue of a series for each of its kernels that is still
+supported, a few at once; they share what was compiled before. Its exit status
+is the worst of all.
+
 --explain FUNCTION builds nothing and says of one function what changes, in
 source and object code, and why the livepatch replaces it or why not.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if function != "" {
 				return cli.Cannot(explainFunction(cmd, o, kernel.Release(release), function, asJSON), "explain %s", function)
+			}
+			if series != "" {
+				return buildSeries(cmd, o, series, parallel, &limits, asJSON)
 			}
 			res, err := runBuild(cmd, o, kernel.Release(release), &limits)
 			if err != nil {
@@ -76,9 +85,14 @@ source and object code, and why the livepatch replaces it or why not.`,
 			return nil
 		},
 	}
-	kernelFlag(c, &release)
+	optionalKernelFlag(c, &release)
+	c.Flags().StringVar(&series, "series", "", "build for all kernels of this series, such as debian-6.1")
+	c.Flags().IntVar(&parallel, "parallel", 2, "with --series: kernels at once")
+	c.MarkFlagsOneRequired("kernel", "series")
+	c.MarkFlagsMutuallyExclusive("kernel", "series")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
 	c.Flags().StringVar(&function, "explain", "", "say of this function why it is in the livepatch, or why not; builds nothing")
+	c.MarkFlagsMutuallyExclusive("explain", "series")
 	limits.flags(c)
 	return c
 }
@@ -100,6 +114,12 @@ func planned(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLimi
 	e, err := catalog.Load(d.Path, r)
 	if err != nil {
 		return d, plan, nil, err
+	}
+	if err := e.Allow(time.Now()); err != nil {
+		return d, plan, nil, err
+	}
+	if state, text := supportText(e.Support, time.Now()); state == catalog.Ending {
+		o.console(cmd).say("support of %s is %s: say so to those who run it", e.Release, text)
 	}
 	q := queue.Open(d.Path, e.Series)
 	patches, err := q.List()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"regexp"
 	"time"
 
@@ -62,7 +63,7 @@ person's machine, and the root keys away from any network.`,
 
 func kernelCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "kernel", Short: "Kernels that livepatches are made for"}
-	c.AddCommand(kernelAdd(o), kernelList(o), kernelAvailable(o))
+	c.AddCommand(kernelAdd(o), kernelList(o), kernelAvailable(o), kernelSupport(o), kernelEnd(o))
 	return c
 }
 
@@ -157,8 +158,12 @@ func addKernel(cmd *cobra.Command, o *options, distro, release, source, cflags s
 
 func kernelList(o *options) *cobra.Command {
 	var asJSON bool
+	var ending int
 	c := &cobra.Command{
 		Use: "list", Short: "List the kernels of the catalog", Args: cobra.NoArgs,
+		Long: `Lists the kernels and until when each is supported. With --ending N, only those
+whose support has ended or ends within N days: the forecast for the fleet. Then
+the exit status is 4 where there is one, because somebody must act.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := o.data()
 			if err != nil {
@@ -168,20 +173,37 @@ func kernelList(o *options) *cobra.Command {
 			if err != nil {
 				return cli.Cannot(err, "list kernels")
 			}
-			if asJSON {
-				builds := []kernel.Build{}
-				for _, e := range all {
-					builds = append(builds, e.Build())
-				}
-				return cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"kernels": builds})
+			type listed struct {
+				kernel.Build
+				Support catalog.State  `json:"support"`
+				Until   string         `json:"until,omitempty"`
+				Instead kernel.Release `json:"instead,omitempty"`
 			}
+			kernels := []listed{}
+			var lines []string
 			for _, e := range all {
-				out(cmd, "%-32s %-12s %-14s build %s\n", e.Release, e.Distro, e.Version, e.BuildID.Short())
+				state, text := supportText(e.Support, time.Now())
+				if _, days, err := e.Support.At(time.Now()); ending > 0 && (err != nil || state == catalog.Unknown || state != catalog.Ended && days > ending) {
+					continue
+				}
+				kernels = append(kernels, listed{e.Build(), state, e.Support.Until, e.Support.Instead})
+				lines = append(lines, fmt.Sprintf("%-32s %-12s %-14s build %s  %s\n", e.Release, e.Distro, e.Version, e.BuildID.Short(), text))
 			}
-			return nil
+			if asJSON {
+				err = cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"kernels": kernels})
+			} else {
+				for _, l := range lines {
+					out(cmd, "%s", l)
+				}
+			}
+			if err == nil && ending > 0 && len(kernels) > 0 {
+				return cli.ExitWith(4)
+			}
+			return err
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	c.Flags().IntVar(&ending, "ending", 0, "only those that have ended, or end within so many days")
 	return c
 }
 

@@ -151,8 +151,13 @@ func (o *options) maker(cmd *cobra.Command, distro string) (kerneltree.Maker, er
 }
 
 func kernelFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVar(to, "kernel", "", "kernel release, as uname -r prints it (needed)")
+	optionalKernelFlag(cmd, to)
+	cmd.Flags().Lookup("kernel").Usage += " (needed)"
 	_ = cmd.MarkFlagRequired("kernel")
+}
+
+func optionalKernelFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "kernel", "", "kernel release, as uname -r prints it")
 	_ = cmd.RegisterFlagCompletionFunc("kernel", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		dir, err := cmd.Flags().GetString("dir")
 		if err != nil {

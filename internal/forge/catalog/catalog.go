@@ -48,6 +48,8 @@ type Entry struct {
 	// StructSizes are what create-diff-object wants to know of this kernel,
 	// in bytes, by the name of its environment variable.
 	StructSizes map[string]int `toml:"struct_sizes"`
+	// Support is kept from the plan's digest.
+	Support Support `toml:"support,omitempty" json:"-"`
 	// Packages says where everything came from: name to "version sha256".
 	Packages map[string]string `toml:"packages"`
 }
@@ -68,6 +70,9 @@ func path(dir string, d kernel.Distro, r kernel.Release) string {
 func Save(dir string, e Entry) error {
 	p := path(dir, e.Distro, e.Release)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		return err
+	}
+	if err := keepSupport(p, &e); err != nil {
 		return err
 	}
 	b, err := toml.Marshal(e)

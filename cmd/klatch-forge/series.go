@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"klatch/internal/cli"
+	"klatch/internal/fault"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/catalog"
+)
+
+// buildSeries builds one queue for many kernels. A kernel that goes wrong does
+// not keep the others from being built.
+func buildSeries(cmd *cobra.Command, o *options, series string, parallel int, limits *buildLimits, asJSON bool) error {
+	kernels, ended, err := kernelsOf(o, series)
+	if err != nil {
+		return cli.Cannot(err, "build for series %s", series)
+	}
+	results := make([]build.Result, len(kernels))
+	var g errgroup.Group
+	g.SetLimit(max(1, parallel))
+	for i, e := range kernels {
+		g.Go(func() error {
+			res, err := runBuild(cmd, o, e.Release, limits)
+			if err != nil {
+				res = build.Result{Version: 1, Kernel: e.Release, Distro: e.Distro, Arch: e.Arch, BuildID: e.BuildID,
+					Result: build.Broken, Error: err.Error(), Hint: fault.HintOf(err)}
+			}
+			results[i] = res
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if asJSON {
+		if err := cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"series": series, "results": results, "ended": ended}); err != nil {
+			return err
+		}
+	} else {
+		for _, r := range results {
+			out(cmd, "%-32s %s\n", r.Kernel, inOneLine(r))
+		}
+		for _, r := range ended {
+			out(cmd, "%-32s support has ended: nothing is built\n", r)
+		}
+	}
+	if s := worst(results); s != 0 {
+		return cli.ExitWith(s)
+	}
+	return nil
+}
+
+// kernelsOf lists the kernels of a series that are still supported, and the
+// releases of the others.
+func kernelsOf(o *options, series string) (kernels []catalog.Entry, ended []string, err error) {
+	d, err := o.data()
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := catalog.List(d.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	ended = []string{}
+	for _, e := range all {
+		switch {
+		case e.Series != series:
+		case fault.CodeOf(e.Allow(time.Now())) == "kernel_ended":
+			ended = append(ended, string(e.Release))
+		default:
+			kernels = append(kernels, e)
+		}
+	}
+	if len(kernels)+len(ended) == 0 {
+		return nil, nil, fault.New(fault.NotFound, "no_kernel", "no kernel of the catalog is of series %s", series).
+			WithHint("look at them: klatch-forge kernel list")
+	}
+	return kernels, ended, nil
+}
+
+func inOneLine(r build.Result) string {
+	switch r.Result {
+	case build.Built:
+		return fmt.Sprintf("built, sequence %d, %d functions, %d bytes, %.1f s", r.Sequence, len(r.Functions), r.Module.Bytes, r.Seconds["total"])
+	case build.Refused:
+		return fmt.Sprintf("refused: %s %s", r.Refusals[0].Code, cmp.Or(r.Refusals[0].Function, r.Refusals[0].File))
+	case build.NotAffected:
+		return "not affected"
+	default:
+		return "broken: " + r.Error
+	}
+}
+
+// worst is the exit status of many results: not affected is fine where others
+// are built.
+func worst(results []build.Result) int {
+	order := []int{4, 0, 3, 75}
+	at := -1
+	for _, r := range results {
+		at = max(at, slices.Index(order, r.ExitStatus()))
+	}
+	if at < 0 {
+		return 0
+	}
+	return order[at]
+}
