@@ -38,8 +38,11 @@ func root() *cobra.Command {
 
   init DIR          make a data folder: catalog, queue, policy, keys
   kernel add        get a distribution kernel: image, source, config, symbols
+  feed, triage      which CVEs this kernel has, and which deserve a livepatch
+  import-delta      take every fix up to a newer source package, with a ledger
   queue import      take a fix from a newer source package (or: queue add a diff)
   queue check       add a program that shows whether the flaw is there
+  queue lint        what a build will surely refuse, without building
   build             one cumulative livepatch from the queue, or a refusal that says why
   test              try it on that kernel in a virtual machine
   sign, publish     sign module and manifest, put both into the repository
