@@ -28,7 +28,9 @@ func TestADeadKernelIsMarkedWithThoseBeforeIt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	in := func(args ...string) (string, error) { return run(t, append([]string{"--dir", dir, "--quiet"}, args...)...) }
+	in := func(args ...string) (string, error) {
+		return run(t, append([]string{"--dir", dir, "--quiet"}, args...)...)
+	}
 	soon := time.Now().Add(30 * 24 * time.Hour).UTC().Format(time.DateOnly)
 	if _, err := in("kernel", "support", "--kernel", "6.1.0-54-cloud-amd64", "--until", soon); err != nil {
 		t.Fatal(err)
