@@ -212,6 +212,7 @@ func joinIDs(ids []cve.ID) string {
 
 func testCommand(o *options) *cobra.Command {
 	var release string
+	var trial trialFlags
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "test --kernel RELEASE",
@@ -224,7 +225,7 @@ Verdict pass, fail (the livepatch) or broken (the lab; never counts as pass).
 Exit status 0, 3 or 75.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := runTest(cmd, o, kernel.Release(release))
+			res, err := runTest(cmd, o, kernel.Release(release), trial)
 			if err != nil {
 				return cli.Cannot(err, "test the livepatch of %s", release)
 			}
@@ -249,10 +250,18 @@ Exit status 0, 3 or 75.`,
 	}
 	kernelFlag(c, &release)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/test.md)")
+	c.Flags().IntVar(&trial.cpus, "cpus", 0, "processors of the machine (default 2)")
+	c.Flags().DurationVar(&trial.busy, "busy", 0, "how long the busy machine is kept busy (default 15s)")
 	return c
 }
 
-func runTest(cmd *cobra.Command, o *options, r kernel.Release) (proof.Result, error) {
+// trialFlags say how the machine of a test is made.
+type trialFlags struct {
+	cpus int
+	busy time.Duration
+}
+
+func runTest(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags) (proof.Result, error) {
 	var none proof.Result
 	d, err := o.data()
 	if err != nil {
@@ -291,7 +300,7 @@ func runTest(cmd *cobra.Command, o *options, r kernel.Release) (proof.Result, er
 	}
 	tree := kerneltree.At(cache, e)
 	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: image, Tables: proof.Tables{Vmlinux: tree.Symbols(), Module: tree.ModuleFile},
-		Built: newest, Earlier: earlier, Checks: checks, Tell: o.console(cmd).step})
+		Built: newest, Earlier: earlier, Checks: checks, CPUs: f.cpus, Busy: f.busy, Tell: o.console(cmd).step})
 	if err != nil {
 		return none, err
 	}

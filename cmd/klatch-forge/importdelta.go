@@ -42,6 +42,7 @@ type floodFlags struct {
 	paths            []string
 	dryRun, test     bool
 	memory           int
+	busy             time.Duration
 	fanout, parallel int
 }
 
@@ -97,6 +98,7 @@ failed its test; 75 broken.`,
 	c.Flags().StringSliceVar(&f.paths, "path", nil, "only CVEs with a file below this path; may be repeated")
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "leave the queue as it is and build nothing: only the ledger")
 	c.Flags().BoolVar(&f.test, "test", false, "try the livepatch in a virtual machine, and say in the ledger what failed")
+	c.Flags().DurationVar(&f.busy, "busy", time.Minute, "with --test: how long the busy machine is kept busy")
 	c.Flags().IntVar(&f.memory, "memory", 4096, "MiB that the whole run may take; fewer lots are tried at once where it is small")
 	c.Flags().IntVar(&f.fanout, "fanout", flood.DefaultFanout, "compiled files that one change may reach")
 	c.Flags().IntVar(&f.parallel, "parallel", 0, "lots tried at once; 0 is one for each processor, as far as the memory allows")
@@ -317,7 +319,7 @@ func buildDelta(cmd *cobra.Command, o *options, e catalog.Entry, f *floodFlags, 
 	if !f.test {
 		return nil
 	}
-	t, err := runTest(cmd, o, e.Release)
+	t, err := runTest(cmd, o, e.Release, trialFlags{busy: f.busy})
 	if err != nil {
 		return err
 	}

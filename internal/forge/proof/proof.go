@@ -71,6 +71,7 @@ type Trial struct {
 	Earlier []build.Result
 	Tables  Tables
 	Checks  map[cve.ID][]byte // program per fix; a fix without one is unchecked
+	CPUs    int               // of the machine; 0 means the rig's choice
 	Busy    time.Duration     // how long the busy machine is busy; 0 means DefaultBusy
 	Tell    func(what string) (done func(note string))
 }
@@ -101,7 +102,7 @@ func Run(ctx context.Context, t Trial) (Result, error) {
 		return r.result, err
 	}
 	done := t.Tell("boot " + string(t.Built.Kernel) + " in the lab")
-	m, err := t.Rig.Boot(ctx, lab.Spec{Name: "proof", Kernel: t.Kernel, Files: r.files()})
+	m, err := t.Rig.Boot(ctx, lab.Spec{Name: "proof", Kernel: t.Kernel, Files: r.files(), CPUs: t.CPUs})
 	if err != nil {
 		r.add("boot", time.Now(), err)
 		return r.result, nil

@@ -85,7 +85,7 @@ func TestDebian13(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := proof.Run(t.Context(), proof.Trial{Rig: rig, Kernel: k.Tree.Image(), Built: res,
+		p, err := proof.Run(t.Context(), proof.Trial{Rig: rig, Kernel: k.Tree.Image(), Built: res, CPUs: 1,
 			Checks: map[cve.ID][]byte{fix: []byte(sayCheck)}, Tell: func(string) func(string) { return func(string) {} }})
 		if err != nil || p.Verdict != lab.Pass || len(p.Fixes) != 1 || p.Fixes[0].Check != livepatch.Passed {
 			t.Fatalf("%v: %+v", err, p)
