@@ -31,6 +31,10 @@ const KernelDebEnv = "KLATCH_LAB_KERNEL_DEB"
 // tests to build a whole kernel. It takes a quarter of an hour on two cores.
 const OwnKernelEnv = "KLATCH_OWN_KERNEL"
 
+// LongEnv names the environment variable that, set to anything, makes tests
+// try the whole of a table of which CI tries a part.
+const LongEnv = "KLATCH_LONG"
+
 // Need skips the test when the machine lacks one of the capabilities, and
 // fails it when RequireEnv promises that capability. An unknown capability
 // is a mistake in the test and fails it everywhere.
@@ -63,6 +67,7 @@ var probes = map[string]func() bool{
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
+	"long":        func() bool { return os.Getenv(LongEnv) != "" },
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },
 	"gpg":         allInPath("gpg", "gpgconf"),
