@@ -86,6 +86,7 @@ func (d *Demo) Run(ctx context.Context) (err error) {
 	for i, c := range []chapter{
 		{"A stock Debian kernel, its source, and a Debian machine that runs it", d.prepare},
 		{"The publisher turns a real fix into a livepatch and proves it", func(ctx context.Context) error { return d.livepatch(ctx, 1) }},
+		{"What cannot be livepatched is refused, with the place and the reason", d.refused},
 		{"A server hands it out", d.serve},
 		{"A machine boots: it has the flaw", d.machine},
 		{"The machine enrolls, verifies, loads and reports", d.enroll},
