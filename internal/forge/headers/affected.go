@@ -35,33 +35,23 @@ type Insertion struct {
 // have no name (conditions, members of a type) reach every includer.
 func (g *Graph) Affected(changes []Change) (units []string, why string, err error) {
 	reach := map[string]bool{}
-	names := map[string]bool{}
-	var fields []field
-	narrowed, all := 0, 0
-	var includers []string
+	all := 0
 	for _, c := range changes {
 		in := g.Includers(c.File)
 		all += len(in)
-		defined, members, whole, err := g.defined(c)
+		names, fields, whole, err := g.defined(c)
 		if err != nil {
 			return nil, "", err
 		}
-		if whole || len(in) <= few && len(defined)+len(members) > 0 {
+		switch {
+		case whole || len(in) <= few && len(names)+len(fields) > 0:
 			for _, u := range in {
 				reach[u] = true
 			}
-			continue
-		}
-		for n := range defined {
-			names[n] = true
-		}
-		fields = append(fields, members...)
-		includers = append(includers, in...)
-		narrowed++
-	}
-	if narrowed > 0 {
-		if err := g.named(includers, names, fields, reach); err != nil {
-			return nil, "", err
+		case len(names)+len(fields) > 0: // each change by itself: a name of one means nothing to the includers of another
+			if err := g.named(in, names, fields, reach); err != nil {
+				return nil, "", err
+			}
 		}
 	}
 	return sorted(reach), fmt.Sprintf("%d of %d includers", len(reach), all), nil
