@@ -186,13 +186,25 @@ func (j *job) cached(o *object, flags string) string {
 	return filepath.Join(j.Cache, "objects", k[:2], k+".o")
 }
 
+// more says whether a patch adds an #include to what an object is compiled
+// from: then it may read files that nobody has listed.
+func (j *job) more(o *object) bool {
+	for f := range j.adds {
+		if f == o.unit.Source || slices.Contains(o.deps, f) {
+			return true
+		}
+	}
+	return false
+}
+
 // cachedPatched is where a patched object is kept. It depends on the touched
-// files that it is compiled from, and where a patch adds an #include, perhaps
-// on all of them.
+// files that it is compiled from, and where a patch adds an #include to one of
+// them, perhaps on all.
 func (j *job) cachedPatched(o *object) string {
 	parts := []string{"patched", j.key(o, flagsForDiff)}
+	more := j.more(o)
 	for _, f := range slices.Sorted(mapKeys(j.touched)) {
-		if j.more || f == o.unit.Source || slices.Contains(o.deps, f) {
+		if more || f == o.unit.Source || slices.Contains(o.deps, f) {
 			parts = append(parts, f, j.touched[f])
 		}
 	}

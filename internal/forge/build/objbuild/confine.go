@@ -54,7 +54,7 @@ func (j *job) confine(o *object, tag string, r build.Refusal) error {
 			why = f + " mentions it"
 		}
 	}
-	if j.more {
+	if j.more(o) {
 		why = "the patch adds an #include"
 	}
 	if why != "" {

@@ -122,7 +122,7 @@ func (j *job) lookAt(changed []*object) (needed, error) {
 			return n, err
 		}
 		o.Whole = o.Whole || whole
-		if o.Whole || j.more { // nobody knows yet which of them read the file
+		if o.Whole || slices.ContainsFunc(readers, j.more) { // nobody knows yet which of them read the file
 			n.add(readers, false)
 		}
 		if o.Whole || len(o.Types) > 0 {
@@ -157,7 +157,7 @@ func (j *job) bothTexts(f string) (was, is string, err error) {
 func (j *job) readers(objects []*object, f string) []*object {
 	var out []*object
 	for _, o := range objects {
-		if j.more || o.unit.Source == f || slices.Contains(o.deps, f) {
+		if j.more(o) || o.unit.Source == f || slices.Contains(o.deps, f) {
 			out = append(out, o)
 		}
 	}

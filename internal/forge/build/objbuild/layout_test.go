@@ -29,7 +29,7 @@ func TestObjectsThatAreLookedAt(t *testing.T) {
 	for _, c := range []struct {
 		name, file, old, text string
 		first, rest           string
-		more                  bool
+		adds                  string // source file to which a patch adds an #include
 	}{
 		{name: "a body", file: "h.h", old: "return s->a;", text: "return s->a + 1;"},
 		{name: "a comment", file: "h.h", old: "struct s", text: "/* of one */ struct s"},
@@ -38,12 +38,12 @@ func TestObjectsThatAreLookedAt(t *testing.T) {
 		{name: "a macro: an object with the type that it is in", file: "h.h", old: "BOUND 4", text: "BOUND 5", first: "two.c"},
 		{name: "a macro of no type", file: "h.h", old: "#define BOUND 4", text: "#define BOUND 4\n#define UNUSED 5"},
 		{name: "an include: all of them", file: "h.h", old: "#define BOUND 4", text: "#include \"more.h\"\n#define BOUND 4", first: "one.c", rest: "two.c three.c"},
-		{name: "a struct, and a patch adds an include somewhere", file: "h.h", old: "s { int a;", text: "s { long a;", more: true, first: "one.c", rest: "apart.c two.c three.c"},
+		{name: "a struct, and a patch adds an include to another file", file: "h.h", old: "s { int a;", text: "s { long a;", adds: "apart.c", first: "one.c", rest: "apart.c two.c three.c"},
 		{name: "a struct of a source file", file: "two.c", old: "int two", text: "struct own { int a; };\nint two", first: "two.c"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			j := &job{tree: kerneltree.Tree{Dir: filepath.Join(dir, "kernel")}, scratch: filepath.Join(dir, "build", "overlay"), more: c.more,
+			j := &job{tree: kerneltree.Tree{Dir: filepath.Join(dir, "kernel")}, scratch: filepath.Join(dir, "build", "overlay"), adds: map[string]bool{c.adds: true},
 				plan: compose.Plan{Patches: []queue.Patch{{Files: []string{c.file}}}}}
 			changed := strings.Replace(sources[c.file], c.old, c.text, 1)
 			if changed == sources[c.file] {

@@ -85,7 +85,7 @@ type job struct {
 	result  build.Result
 	objects []*object
 	touched map[string]string // file of the plan, to the digest of its patched text
-	more    bool              // a patch adds an #include
+	adds    map[string]bool   // files to which a patch adds an #include
 	locals  []local           // types whose objects must not outlive a replaced function's call
 }
 

@@ -121,7 +121,12 @@ func (j *job) reach(_ context.Context) error {
 			c.File, c.Removed = f, append(c.Removed, e.Removed...)
 			for _, n := range e.Inserted {
 				c.Inserted = append(c.Inserted, headers.Insertion(n))
-				j.more = j.more || slices.ContainsFunc(n.Lines, func(l string) bool { return includeLine.MatchString(l) })
+				if slices.ContainsFunc(n.Lines, includeLine.MatchString) {
+					if j.adds == nil {
+						j.adds = map[string]bool{}
+					}
+					j.adds[f] = true
+				}
 			}
 			edits[f] = c
 		}
