@@ -103,13 +103,11 @@ func inOneLine(r build.Result) string {
 // worst is the exit status of many results: not affected is fine where others
 // are built.
 func worst(results []build.Result) int {
-	order := []int{4, 0, 3, 75}
-	at := -1
+	status, rank := 0, -1
 	for _, r := range results {
-		at = max(at, slices.Index(order, r.ExitStatus()))
+		if n := slices.Index([]int{4, 0, 3, 75}, r.ExitStatus()); n > rank {
+			status, rank = r.ExitStatus(), n
+		}
 	}
-	if at < 0 {
-		return 0
-	}
-	return order[at]
+	return status
 }
