@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +36,8 @@ const (
 	leastSpace      = 4 << 30 // and not less: programs reserve more than they use
 	maxOutput       = 4 << 20
 	maxTemp         = 4 << 30 // of memory, for temporary files
-	otherProcs      = 1024    // of the build user, in other builds
+	otherProcs      = 256     // of the build user, in other builds
+	niceness        = 19      // lowest: a fork bomb must not starve the watch that ends it
 	leastMemory     = 256 << 20
 	leastDisk       = 16 << 20
 	outOfMemoryPref = "1000" // proc(5), oom_score_adj: the kernel ends a build before anything else
@@ -108,8 +110,10 @@ func (s spec) tempOptions() string {
 }
 
 // preferred makes the build the first to be ended where the whole machine has
-// no memory left. Where that is not allowed the other limits still hold.
+// no memory left, and the last to get the processor. Where that is not allowed
+// the other limits still hold.
 func preferred() {
+	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, niceness)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(outOfMemoryPref), 0) //nolint:forbidigo // no file on a disk
 }
 
