@@ -308,6 +308,13 @@ func buildDelta(cmd *cobra.Command, o *options, e catalog.Entry, f *floodFlags, 
 	if err != nil {
 		return err
 	}
+	if dropped, err := dropInert(o, e, res, l); err != nil {
+		return err
+	} else if dropped {
+		if res, err = runBuild(cmd, o, e.Release, &buildLimits{}); err != nil {
+			return err
+		}
+	}
 	if res.Result != build.Built {
 		l.Trouble = "the cumulative livepatch was not built: " + res.Error
 		for _, r := range res.Refusals {
@@ -328,6 +335,37 @@ func buildDelta(cmd *cobra.Command, o *options, e catalog.Entry, f *floodFlags, 
 		l.Fail("the livepatch failed in the virtual machine: see test.json")
 	}
 	return nil
+}
+
+// dropInert takes source patches out of the queue that change no object code
+// by themselves, beside others that change the same object files.
+func dropInert(o *options, e catalog.Entry, res build.Result, l *flood.Ledger) (bool, error) {
+	d, err := o.data()
+	if err != nil {
+		return false, err
+	}
+	q := queue.Open(d.Path, e.Series)
+	patches, err := q.List()
+	if err != nil {
+		return false, err
+	}
+	dropped := false
+	for _, r := range res.Refusals {
+		if r.Code != "nothing_changed" {
+			continue
+		}
+		for _, p := range patches {
+			if strings.Join(p.Files, ", ") != r.File {
+				continue
+			}
+			if err := q.Drop(p.Name); err != nil {
+				return dropped, err
+			}
+			l.NotHere(p.Fixes)
+			dropped = true
+		}
+	}
+	return dropped, nil
 }
 
 func writeLedger(file string, l flood.Ledger) error {

@@ -74,6 +74,16 @@ type Livepatch struct {
 	Functions int                `json:"functions"`
 }
 
+// NotHere says that the changes of some CVEs make no object code.
+func (g *Ledger) NotHere(ids []cve.ID) {
+	for i := range g.Entries {
+		if e := &g.Entries[i]; slices.Contains(ids, e.CVE) {
+			e.Status, e.Code, e.Reason = NotAffected, "compiled_out", "in this configuration the change makes no object code"
+		}
+	}
+	g.Count()
+}
+
 // Fail says that the livepatch did not pass its test: nothing in it counts.
 func (g *Ledger) Fail(why string) {
 	for i := range g.Entries {

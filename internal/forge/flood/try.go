@@ -113,8 +113,12 @@ func (r *runner) settle(ctx context.Context, lots []*lot) ([]*lot, error) {
 	for len(lots) > 0 {
 		r.Tell("all %d lots that passed, together", len(lots))
 		res, err := r.check(ctx, lots)
-		if err != nil || res.Result != build.Refused {
-			return slices.DeleteFunc(lots, func(l *lot) bool { return l.inert }), err
+		if err != nil {
+			return nil, err
+		}
+		if res.Result != build.Refused {
+			mark(lots, res) // with all that goes along: in a batch, another lot may have changed the same file
+			return slices.DeleteFunc(lots, func(l *lot) bool { return l.inert }), nil
 		}
 		blamed, rest := blame(lots, res.Refusals)
 		if len(blamed) == 0 || len(rest) == 0 && len(lots) > 1 {
