@@ -83,6 +83,17 @@ func dependsOn(file string) ([]string, error) {
 func (r *run) loadModules(ctx context.Context) error {
 	var absent []string
 	for _, m := range r.modules {
+		// One whose need stayed out would only make the kernel complain.
+		if r.Tables.Module != nil {
+			needs, err := dependsOn(r.Tables.Module(m))
+			if err != nil {
+				return lab.Brokenf(err, "read what module %s needs", m)
+			}
+			if slices.ContainsFunc(needs, func(n string) bool { return slices.Contains(absent, n) }) {
+				absent = append(absent, m)
+				continue
+			}
+		}
 		res, err := r.m.Run(ctx, lab.Command{Argv: []string{"insmod", lab.FilesDir + "/" + m + ".ko"}})
 		if err != nil {
 			return err
