@@ -41,6 +41,10 @@ const (
 // transition.c, SIGNALS_TIMEOUT); emulation is slow.
 const transitionLimit = 45 * time.Second
 
+// insertLimit is how long the kernel may take to insert a module. One of 200
+// functions takes over a minute on a busy emulated machine.
+const insertLimit = 5 * time.Minute
+
 // Scenario is one story and how it ended.
 type Scenario struct {
 	Name    string      `json:"name"`
@@ -251,9 +255,12 @@ func (r *run) check(ctx context.Context, want int) error {
 
 // load inserts a livepatch and waits for its transition.
 func (r *run) load(ctx context.Context, b build.Result) error {
-	res, err := r.m.Run(ctx, lab.Command{Argv: []string{"insmod", lab.FilesDir + "/" + moduleFile(b)}})
+	res, err := r.m.Run(ctx, lab.Command{Argv: []string{"insmod", lab.FilesDir + "/" + moduleFile(b)}, Timeout: insertLimit})
 	if err != nil {
 		return err
+	}
+	if res.TimedOut {
+		return lab.Failf("load %s: it did not end within %s", moduleFile(b), insertLimit)
 	}
 	if res.Exit != 0 {
 		return lab.Failf("load %s: %s", moduleFile(b), strings.TrimSpace(string(res.Stderr)))
