@@ -67,6 +67,7 @@ var probes = map[string]func() bool{
 	"chromium":    allInPath("chromium"),
 	"debootstrap": allInPath("debootstrap", "mke2fs"),
 	"apt":         allInPath("apt-get", "dpkg-deb"),
+	"merged-usr":  func() bool { _, err := os.Readlink("/lib64"); return err == nil },
 	"long":        func() bool { return os.Getenv(LongEnv) != "" },
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },

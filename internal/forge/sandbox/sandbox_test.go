@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"klatch/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -55,9 +57,7 @@ func forms(t *testing.T, test func(t *testing.T, form func(Command) Command)) {
 // not have.
 func rootFolder(t *testing.T) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("need root: a mount makes the host's programs a root folder")
-	}
+	testkit.Need(t, "root", "merged-usr") // a mount makes the host's programs a root folder
 	dir := tempDir(t)
 	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func rootFolder(t *testing.T) string {
 	for _, n := range []string{"bin", "sbin", "lib", "lib64"} {
 		to, err := os.Readlink("/" + n)
 		if err != nil {
-			t.Skip("need a host with merged /usr")
+			t.Fatal(err)
 		}
 		if err := os.Symlink(to, filepath.Join(dir, n)); err != nil {
 			t.Fatal(err)
