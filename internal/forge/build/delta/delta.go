@@ -240,25 +240,36 @@ func harmless(name string) bool {
 	return slices.Contains([]string{"_rs", "__warned", "__print_once"}, name)
 }
 
+// Exports lists what an object exports to modules, by name.
+func Exports(content []byte) (map[string]bool, error) {
+	o, err := read(content)
+	if err != nil {
+		return nil, err
+	}
+	return o.exported, nil
+}
+
 func refersToCode(a, b thing) bool {
 	is := func(r reference) bool { return r.code }
 	if !slices.ContainsFunc(a.refs, is) && !slices.ContainsFunc(b.refs, is) {
 		return false
 	}
-	return !slices.Equal(onlyCode(a.refs), onlyCode(b.refs))
+	return !slices.EqualFunc(onlyCode(a.refs), onlyCode(b.refs), reference.means)
 }
 
 func onlyCode(refs []reference) []reference {
 	return slices.DeleteFunc(slices.Clone(refs), func(r reference) bool { return !r.code })
 }
 
+// unchangedUsers lists what stays as it is and refers to a variable. Several
+// may have one name: each function with a __func__ has its own.
 func unchangedUsers(n thing, after *object, changed map[string]bool) []string {
 	var users []string
 	for _, t := range after.things {
-		if t.name == n.name || t.function && changed[t.name] {
+		if t.symbol == n.symbol || t.function && changed[t.name] {
 			continue
 		}
-		if slices.ContainsFunc(t.refs, func(r reference) bool { return r.target == n.name }) {
+		if slices.ContainsFunc(t.refs, func(r reference) bool { return r.symbol == n.symbol }) {
 			users = append(users, t.name)
 		}
 	}
@@ -278,7 +289,7 @@ func index(ts []thing, other map[string]thing) map[string]thing {
 			if !had {
 				break
 			}
-			if _, taken := out[k]; !taken && o.section == t.section && same(o, t) {
+			if _, taken := out[k]; !taken && baseName(o.section) == baseName(t.section) && same(o, t) {
 				out[k], found = t, true
 			}
 		}
@@ -309,7 +320,7 @@ func keys[V any](m map[string]V) []string {
 }
 
 func same(a, b thing) bool {
-	return a.size == b.size && bytes.Equal(a.content, b.content) && slices.Equal(a.refs, b.refs)
+	return a.size == b.size && bytes.Equal(a.content, b.content) && slices.EqualFunc(a.refs, b.refs, reference.means)
 }
 
 func once(section string) bool {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -115,6 +116,35 @@ func TestConstantOfChangedFunctionsOnly(t *testing.T) {
 	}
 	if len(d.Stopping) != 0 || !slices.Equal(d.Functions, []string{"same", "use"}) {
 		t.Errorf("delta %+v: all users of the constant change, so it may", d)
+	}
+}
+
+// Each function with a __func__ has one of its own: that of a changed function
+// is not used by those that stay.
+func TestConstantsOfOneName(t *testing.T) {
+	const names = `
+extern int outside(const char *s, const int *p);
+int first(void) { return outside(__func__, 0); }
+int second(void) { return outside(__func__, 0); }
+int third(void) { static const char msg[] = "a message"; return outside(msg, 0); }
+`
+	for _, c := range []struct{ name, old, now, stops string }{
+		{"one more", "int second(void) {", "static __attribute__((noinline)) int more(void) { return outside(__func__, 0) + 1; }\nint second(void) { more();", ""},
+		{"another text", "a message", "no message", "msg"}, // the code of third stays as it is
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := Compare(compiled(t, names), compiled(t, strings.Replace(names, c.old, c.now, 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stops []string
+			for _, x := range d.Stopping {
+				stops = append(stops, x.Name)
+			}
+			if strings.Join(stops, " ") != c.stops {
+				t.Errorf("stopping %+v, want %q", d.Stopping, c.stops)
+			}
+		})
 	}
 }
 

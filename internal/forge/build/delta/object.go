@@ -36,10 +36,17 @@ type thing struct {
 type reference struct {
 	off    uint64 // in the thing
 	target string // a symbol's name, or the text of a string in quotes
+	symbol string // as it is in this object, to tell variables of one name apart
 	addend int64
 	code   bool // it refers to a function
 	// address: the whole address is taken, as for a pointer
 	address bool
+}
+
+// means says whether two references of two objects mean the same.
+func (r reference) means(o reference) bool {
+	r.symbol, o.symbol = "", ""
+	return r == o
 }
 
 // object is what Compare knows of an object file.
@@ -208,7 +215,7 @@ func (r *reader) refs(section int, start, size uint64) []reference {
 			continue
 		}
 		s := r.symbols[rel.symbol]
-		ref := reference{off: rel.off - start, target: baseName(s.Name), addend: rel.addend, address: rel.whole, code: elf.ST_TYPE(s.Info) == elf.STT_FUNC}
+		ref := reference{off: rel.off - start, target: baseName(s.Name), symbol: s.Name, addend: rel.addend, address: rel.whole, code: elf.ST_TYPE(s.Info) == elf.STT_FUNC}
 		if elf.ST_TYPE(s.Info) == elf.STT_SECTION && int(s.Section) < len(r.f.Sections) {
 			r.inSection(&ref, int(s.Section), rel)
 		}
@@ -235,7 +242,8 @@ func (r *reader) inSection(ref *reference, section int, rel rela) {
 	}
 	for _, s := range r.symbols {
 		if int(s.Section) == section && at >= 0 && uint64(at) >= s.Value && uint64(at) < s.Value+s.Size {
-			ref.target, ref.addend, ref.code = baseName(s.Name), at-int64(s.Value), elf.ST_TYPE(s.Info) == elf.STT_FUNC //nolint:gosec // in a section
+			ref.target, ref.symbol = baseName(s.Name), s.Name
+			ref.addend, ref.code = at-int64(s.Value), elf.ST_TYPE(s.Info) == elf.STT_FUNC //nolint:gosec // in a section
 			return
 		}
 	}

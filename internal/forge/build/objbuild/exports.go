@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"klatch/internal/durable"
+	"klatch/internal/fault"
+	"klatch/internal/forge/build/delta"
 	"klatch/internal/livepatch"
 )
 
@@ -76,6 +78,64 @@ func (j *job) compareExports(ctx context.Context) error {
 	}
 	done("")
 	return nil
+}
+
+// hideExports takes the kernel's export tables out of what the differ compares
+// where a fix exports something new: the differ refuses any change of their
+// strings. What a fix stops exporting was refused before. Nothing outside this
+// livepatch can ask for a new export, and its own objects are linked together.
+func (j *job) hideExports(ctx context.Context, objects []*object) error {
+	var ts []task
+	var hidden []*object
+	for _, o := range objects {
+		is, err := newExports(o.compared, o.patched)
+		if err != nil {
+			return err
+		}
+		if !is {
+			continue
+		}
+		for _, f := range []*string{&o.compared, &o.patched} {
+			from := *f
+			*f = j.file("diff", o.flat()+map[bool]string{true: ".compared", false: ".patched"}[f == &o.compared])
+			ts = append(ts, task{out: *f, command: fmt.Sprintf("objcopy --wildcard --remove-section '*__ksymtab*' --remove-section '*__kcrctab*' --strip-symbol '__ksymtab_*' --strip-symbol '__kstrtab_*' "+
+				"--strip-symbol '__kstrtabns_*' --strip-symbol '__crc_*' '%s' '%s'", from, *f)})
+		}
+		hidden = append(hidden, o)
+	}
+	if len(ts) == 0 {
+		return nil
+	}
+	res, err := j.runTasks(ctx, ts, []string{j.file("diff")})
+	if err != nil {
+		return err
+	}
+	for _, o := range hidden {
+		if !exists(o.compared) || !exists(o.patched) {
+			return fault.New(fault.Internal, "objcopy", "take export tables out of %s: %s", o.unit.Target, shorten(res.Output))
+		}
+	}
+	return nil
+}
+
+// newExports says whether an object exports what another does not.
+func newExports(original, patched string) (bool, error) {
+	var names [2]map[string]bool
+	for i, file := range []string{original, patched} {
+		b, err := durable.ReadFile(file, livepatch.MaxModule)
+		if err != nil {
+			return false, err
+		}
+		if names[i], err = delta.Exports(b); err != nil {
+			return false, err
+		}
+	}
+	for n := range names[1] {
+		if !names[0][n] {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 const maxTypes = 64 << 20 // of one object, in bytes

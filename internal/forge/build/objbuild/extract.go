@@ -42,6 +42,9 @@ func (j *job) extract(ctx context.Context) error {
 			todo = append(todo, o)
 		}
 	}
+	if err := j.hideExports(ctx, todo); err != nil {
+		return err
+	}
 	if err := j.differ(ctx, todo); err != nil {
 		return err
 	}
@@ -118,7 +121,7 @@ func (j *job) takeAlong(ctx context.Context, objects []*object) error {
 		if len(parts) == 0 {
 			continue
 		}
-		original, err := durable.ReadFile(o.original, livepatch.MaxModule)
+		original, err := durable.ReadFile(o.compared, livepatch.MaxModule)
 		if err != nil {
 			return err
 		}
