@@ -41,6 +41,7 @@ type floodFlags struct {
 	cves             string
 	paths            []string
 	dryRun, test     bool
+	parts            bool
 	memory           int
 	busy             time.Duration
 	fanout, parallel int
@@ -62,6 +63,9 @@ not_affected, below_policy, unrated or no_data.
 A CVE counts as livepatched only if all that changed in its files is in the
 livepatch: nobody outside the upstream repository knows which hunk belongs to
 which CVE. Source patches go to the end of the queue, where a person reviews them.
+With --parts, a file that is refused is tried again in parts: a CVE also counts if
+its record names functions of parts that can be livepatched and none of a part that
+cannot. The ledger marks those ("by": "words"); a reviewer must confirm each.
 
 --policy everything is a stress test of the builder. Nobody should run a fleet
 like that: see docs/explanation/flood.md.
@@ -101,6 +105,7 @@ failed its test; 75 broken.`,
 	c.Flags().DurationVar(&f.busy, "busy", time.Minute, "with --test: how long the busy machine is kept busy")
 	c.Flags().IntVar(&f.memory, "memory", 4096, "MiB that the whole run may take; fewer lots are tried at once where it is small")
 	c.Flags().IntVar(&f.fanout, "fanout", flood.DefaultFanout, "compiled files that one change may reach")
+	c.Flags().BoolVar(&f.parts, "parts", false, "try files that are refused in parts, and believe what the words of a CVE's record name; a reviewer must confirm each")
 	c.Flags().IntVar(&f.parallel, "parallel", 0, "lots tried at once; 0 is one for each processor, as far as the memory allows")
 	return c
 }
@@ -154,7 +159,7 @@ func importDelta(cmd *cobra.Command, o *options, f *floodFlags) (flood.Ledger, s
 	}
 	q := queue.Open(d.Path, e.Series)
 	for _, p := range patches {
-		p.Origin = fmt.Sprintf("%s %s", e.Source, f.to)
+		p.Origin = strings.TrimSuffix(fmt.Sprintf("%s %s, %s", e.Source, f.to, p.Origin), ", ")
 		if err := q.Add(p); err != nil {
 			return l, file, err
 		}
@@ -190,7 +195,7 @@ func candidates(rep triage.Report, f *floodFlags) ([]flood.Candidate, error) {
 	}
 	var all []flood.Candidate
 	for _, r := range rep.Rows {
-		c := flood.Candidate{ID: r.CVE, Reason: r.Reason}
+		c := flood.Candidate{ID: r.CVE, Reason: r.Reason, Words: r.Words}
 		for _, x := range r.Files {
 			c.Files = append(c.Files, x.Path)
 		}
@@ -251,13 +256,13 @@ func tryDelta(cmd *cobra.Command, o *options, d datadir.Dir, e catalog.Entry, f 
 	if err != nil {
 		return none, nil, err
 	}
-	state := filepath.Join(m.Cache, "flood", e.BuildID.String())
+	state := filepath.Join(m.Cache, "flood", e.BuildID.String(), version) // another version may refuse less, or more
 	if err := os.MkdirAll(state, 0o755); err != nil {
 		return none, nil, err
 	}
 	start := time.Now()
 	driver := &objbuild.Driver{Cache: m.Cache, Tools: tools, Fanout: 1 << 30} // the flood has a limit for each lot
-	res, err := flood.Run(ctx, driver, delta, all, flood.Options{Kernel: e, Base: patches, Tools: tools.Version(), Fanout: f.fanout,
+	res, err := flood.Run(ctx, driver, delta, all, flood.Options{Kernel: e, Base: patches, Tools: tools.Version(), Fanout: f.fanout, Parts: f.parts,
 		Parallel: f.parallel, State: flood.StateIn(state), Tell: func(format string, args ...any) {
 			c.say("%6.0f s  "+format, append([]any{time.Since(start).Seconds()}, args...)...)
 		}})
@@ -384,6 +389,9 @@ func printLedger(cmd *cobra.Command, l flood.Ledger, file string) {
 	out(cmd, "%6d  in all, each once\n", l.Total)
 	if l.Applies > 0 {
 		out(cmd, "\n%.1f %% of the %d that policy asks for and this kernel build has are livepatched\n", 100*l.Share, l.Applies)
+	}
+	if l.ByWords > 0 {
+		out(cmd, "%6d  of the livepatched stand by the words of their records: parts of their files were\n        refused and left out (left_out in the file); a reviewer must confirm each\n", l.ByWords)
 	}
 	for _, code := range sortedCodes(l) {
 		out(cmd, "%6d  refused: %s\n", l.Refusals[code], code)

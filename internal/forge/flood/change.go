@@ -32,7 +32,8 @@ type change struct {
 	old   []string // lines with their ends
 	hunks []hunk
 
-	has map[string]bool // identifiers of the old text
+	has   map[string]bool // identifiers of the old text
+	parts []int           // see part
 }
 
 // hunk is one run of lines that differ.
@@ -45,6 +46,11 @@ type hunk struct {
 	brings []string // of these, those that it defines
 	heads  []string // functions whose declaration it changes
 	calls  []string // what both the removed and the new lines call or declare, by name
+
+	in       []headers.Place // functions, types and variables that it is within
+	gone     []string        // identifiers of the removed lines that the new file does not have
+	defines  []string        // functions that are new
+	mentions []string        // identifiers of the removed and the new lines
 }
 
 var unifiedHunk = regexp.MustCompile(`^@@ -([0-9]+)(?:,([0-9]+))? \+[0-9]+(?:,[0-9]+)? @@`)
@@ -156,6 +162,9 @@ func (c *change) read(out []byte) error {
 // commentLine finds the lines of a comment that began before.
 var commentLine = regexp.MustCompile(`(?m)^[ \t]*(?:/\*|\*/|\*[ \t]|\*$).*$`)
 
+// functionHead finds the first line of a function, at the left margin.
+var functionHead = regexp.MustCompile(`(?m)^[A-Za-z_][^;={}()\n]*?\b([A-Za-z_]\w*)\([^;\n]*$`)
+
 var callName = regexp.MustCompile(`\b([A-Za-z_][A-Za-z0-9_]*)\s*\(`)
 
 // names reads the identifiers of each hunk.
@@ -165,6 +174,11 @@ func (c *change) names() {
 	for _, n := range headers.Identifiers(old) {
 		c.has[n] = true
 	}
+	is := map[string]bool{}
+	for _, n := range headers.Identifiers(string(c.text(func(int) bool { return true }))) {
+		is[n] = true
+	}
+	edits := make([]headers.Change, len(c.hunks))
 	for i := range c.hunks {
 		h := &c.hunks[i]
 		text := strings.Join(h.lines, "")
@@ -180,9 +194,21 @@ func (c *change) names() {
 				h.fresh = append(h.fresh, n)
 			}
 		}
+		edits[i] = edit
 		h.brings = headers.Brings(old, edit)
 		h.heads = headers.Signatures(old, edit)
 		removed := strings.Join(c.old[min(h.at-1, len(c.old)):min(h.at-1+h.removed, len(c.old))], "")
+		for _, n := range headers.Identifiers(commentLine.ReplaceAllString(removed, "")) {
+			if !is[n] {
+				h.gone = append(h.gone, n)
+			}
+		}
+		h.mentions = headers.Identifiers(removed + text)
+		for _, m := range functionHead.FindAllStringSubmatch(text, -1) {
+			if !c.has[m[1]] {
+				h.defines = append(h.defines, m[1])
+			}
+		}
 		was := map[string]bool{}
 		for _, m := range callName.FindAllStringSubmatch(removed, -1) {
 			was[m[1]] = true
@@ -192,6 +218,9 @@ func (c *change) names() {
 				h.calls = append(h.calls, m[1])
 			}
 		}
+	}
+	for i, in := range headers.Touched(old, edits) {
+		c.hunks[i].in = in
 	}
 }
 

@@ -7,9 +7,10 @@
 // Nobody outside the upstream repository knows which hunk belongs to which
 // CVE; records name files. So the unit is the file: a CVE counts as
 // livepatched only if all that changed in its files, in this kernel build, is
-// in the livepatch, together with what those changes need. Start reading at
-// Run: lots are tried together, and what is refused is found by trying again
-// without it.
+// in the livepatch, together with what those changes need; or, where that is
+// refused, if the words of its record name parts that are in and none that is
+// not (parts.go). Start reading at Run: lots are tried together, and what is
+// refused is found by trying again without it.
 package flood
 
 import (
@@ -43,6 +44,7 @@ type Candidate struct {
 	Files  []string // that its fix touches, as its record names them; none where nobody knows
 	Wanted bool     // policy asks for a livepatch
 	Reason string   // why it does, or does not
+	Words  string   // title and description of its record
 	Status Status   // where it does not: below_policy, unrated, not_affected or no_data
 }
 
@@ -54,6 +56,7 @@ type Options struct {
 	Fanout   int   // source files that one lot may reach
 	Batch    int   // source files that lots tried together may reach
 	Parallel int   // lots tried alone at once
+	Parts    bool  // try what is refused in parts, and believe the words of records
 	State    State // what earlier runs found out
 	Tell     func(format string, args ...any)
 }
@@ -72,9 +75,17 @@ type lot struct {
 	refused []build.Refusal
 	inert   bool // no object code of this kernel build changes
 	alone   bool // was tried alone
+
+	files  map[cve.ID][]string // changed files that the record of each CVE names
+	stands map[cve.ID]byWords  // of what is refused: CVEs that stand by their words
+	starts nodes               // of a part: hunks that it was made for
+	left   []string            // of a part: functions of its files that were refused
 }
 
 func (l *lot) name() string {
+	if len(l.cves) == 0 {
+		return "a part of " + strings.Join(l.starts.files(), ", ")
+	}
 	if len(l.cves) == 1 {
 		return string(l.cves[0])
 	}
@@ -87,6 +98,7 @@ type runner struct {
 	b      Builder
 	delta  *Delta
 	queued map[cve.ID]bool
+	words  map[cve.ID]string
 }
 
 // Outcome is what a run found out.
@@ -103,7 +115,10 @@ func Run(ctx context.Context, b Builder, d *Delta, all []Candidate, o Options) (
 	if o.Tell == nil {
 		o.Tell = func(string, ...any) {}
 	}
-	r := &runner{o, b, d, map[cve.ID]bool{}}
+	r := &runner{o, b, d, map[cve.ID]bool{}, map[cve.ID]string{}}
+	for _, c := range all {
+		r.words[c.ID] = c.Words
+	}
 	for _, p := range o.Base {
 		for _, id := range p.Fixes {
 			r.queued[id] = true
@@ -118,7 +133,13 @@ func Run(ctx context.Context, b Builder, d *Delta, all []Candidate, o Options) (
 	if err != nil {
 		return Outcome{}, err
 	}
-	passed, err = r.settle(ctx, passed)
+	var parts []*lot
+	if o.Parts {
+		if parts, err = r.parts(ctx, lots); err != nil {
+			return Outcome{}, err
+		}
+	}
+	passed, err = r.settle(ctx, append(passed, parts...))
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -151,8 +172,9 @@ func (r *runner) lots(ctx context.Context, all []Candidate, ledger *Ledger) ([]*
 		set := r.delta.closure(files)
 		k := set.key()
 		if byKey[k] == nil {
-			byKey[k] = &lot{nodes: set}
+			byKey[k] = &lot{nodes: set, files: map[cve.ID][]string{}}
 		}
+		byKey[k].files[c.ID] = files
 		byKey[k].cves = append(byKey[k].cves, c.ID)
 	}
 	var out []*lot
@@ -262,7 +284,7 @@ func (r *runner) plan(ctx context.Context, set nodes) (compose.Plan, error) {
 func (r *runner) patches(ctx context.Context, passed []*lot) ([]queue.Patch, error) {
 	var groups []*lot
 	for _, l := range passed {
-		g := &lot{nodes: nodes{}, cves: slices.Clone(l.cves)}
+		g := &lot{nodes: nodes{}, cves: slices.Clone(l.cves), left: slices.Clone(l.left)}
 		for n := range l.nodes {
 			g.nodes[n] = true
 		}
@@ -276,11 +298,15 @@ func (r *runner) patches(ctx context.Context, passed []*lot) ([]queue.Patch, err
 				g.nodes[n] = true
 			}
 			g.cves = append(g.cves, o.cves...)
+			g.left = append(g.left, o.left...)
 		}
 		groups = append(rest, g)
 	}
 	for _, g := range groups {
 		slices.Sort(g.cves)
+		g.cves = slices.Compact(g.cves)
+		slices.Sort(g.left)
+		g.left = slices.Compact(g.left)
 	}
 	slices.SortFunc(groups, func(a, b *lot) int { return cmp.Compare(a.cves[0], b.cves[0]) })
 	var out []queue.Patch
@@ -290,7 +316,11 @@ func (r *runner) patches(ctx context.Context, passed []*lot) ([]queue.Patch, err
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, queue.Patch{Name: string(g.cves[0]), Fixes: g.cves, Diff: text, Files: files})
+		p := queue.Patch{Name: string(g.cves[0]), Fixes: g.cves, Diff: text, Files: files}
+		if len(g.left) > 0 {
+			p.Origin = "without " + strings.Join(g.left, ", ")
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }

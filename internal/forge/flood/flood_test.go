@@ -190,6 +190,50 @@ func TestEveryCVEStandsOnceInTheLedger(t *testing.T) {
 	}
 }
 
+// TestWhatIsRefusedIsTriedInParts: two fixes in one file, and one of them is
+// refused. Only a CVE whose words name the other one counts.
+func TestWhatIsRefusedIsTriedInParts(t *testing.T) {
+	two := "int good_one(int x)\n{\n\treturn x;\n}\n\nint between;\n\nint bad_one(int x)\n{\n\treturn x;\n}\n"
+	now := strings.Replace(strings.Replace(two, "return x;", "return more_of(x);", 1), "int bad_one(int x)\n{\n\treturn x;", "int bad_one(int x)\n{\n\treturn x + 1; /* BAD */", 1)
+	now = strings.Replace(now, "int good_one", "static int more_of(int x)\n{\n\treturn x;\n}\n\nint good_one", 1)
+	d, err := Compare(t.Context(), Trees{Old: write(t, map[string]string{"two.c": two}), New: write(t, map[string]string{"two.c": now})}, []string{"two.c"}, includers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []Candidate{
+		{ID: "CVE-2026-0001", Files: []string{"two.c"}, Wanted: true, Words: "two: fix an overflow in good_one(). It was seen by one."},
+		{ID: "CVE-2026-0002", Files: []string{"two.c"}, Wanted: true, Words: "two: bad_one() was wrong"},
+		{ID: "CVE-2026-0003", Files: []string{"two.c"}, Wanted: true, Words: "two: something else was wrong"},
+		{ID: "CVE-2026-0004", Files: []string{"two.c"}, Wanted: true, Words: "two: good_one() raced with bad_one()"},
+	}
+	out, err := Run(t.Context(), &fake{}, d, all, Options{State: StateIn(t.TempDir())})
+	if err != nil || out.Ledger.Counts[Refused] != len(all) || len(out.Patches) != 0 {
+		t.Fatalf("without parts: %v, %v, %d source patches", err, out.Ledger.Counts, len(out.Patches))
+	}
+	out, err = Run(t.Context(), &fake{}, d, all, Options{Parts: true, State: StateIn(t.TempDir())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []Status{Livepatched, Refused, Refused, Refused} {
+		if e := out.Ledger.Entries[i]; e.Status != want {
+			t.Errorf("%s: %s (%s), want %s", e.CVE, e.Status, e.Reason, want)
+		}
+	}
+	if e := out.Ledger.Entries[0]; e.By != "words" || !slices.Equal(e.Names, []string{"good_one"}) || !slices.Equal(e.LeftOut, []string{"bad_one"}) || out.Ledger.ByWords != 1 {
+		t.Errorf("entry %+v, %d by words", e, out.Ledger.ByWords)
+	}
+	if len(out.Patches) != 1 {
+		t.Fatalf("%d source patches", len(out.Patches))
+	}
+	p := out.Patches[0]
+	if diff := string(p.Diff); !strings.Contains(diff, "static int more_of") || !strings.Contains(diff, "return more_of(x)") || strings.Contains(diff, "BAD") {
+		t.Errorf("source patch:\n%s", diff)
+	}
+	if !slices.Equal(p.Fixes, []cve.ID{"CVE-2026-0001"}) || p.Origin != "without bad_one" {
+		t.Errorf("fixes %v, origin %q", p.Fixes, p.Origin)
+	}
+}
+
 func TestAClosureHoldsWhatItNeedsAndNoMore(t *testing.T) {
 	d := delta(t)
 	has := func(set nodes, file, text string) bool {

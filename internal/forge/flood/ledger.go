@@ -42,6 +42,12 @@ type Entry struct {
 	Place  string     `json:"place,omitempty"` // function, type or section
 	Files  []string   `json:"files,omitempty"` // of the source patch
 	With   []cve.ID   `json:"with,omitempty"`  // CVEs of the same files, which nobody can tell apart
+	// By is "files" where all that changed in its files is in the livepatch, and
+	// "words" where a part was left out and its record names only parts that are
+	// in: evidence that a reviewer must confirm.
+	By      string   `json:"by,omitempty"`
+	Names   []string `json:"names,omitempty"`    // by words: what the record names
+	LeftOut []string `json:"left_out,omitempty"` // by words: functions whose changes were refused
 }
 
 // Ledger accounts for every CVE between two uploads; its JSON is a promise,
@@ -59,7 +65,8 @@ type Ledger struct {
 	// Applies counts the CVEs that policy asks for and that this kernel build
 	// has: livepatched, refused and failed_test.
 	Applies int     `json:"applies"`
-	Share   float64 `json:"share"` // livepatched of those that apply, 0 to 1
+	Share   float64 `json:"share"`    // livepatched of those that apply, 0 to 1
+	ByWords int     `json:"by_words"` // of the livepatched, those that stand by the words of their records
 	// Livepatch is the one that was built; null where none was.
 	Livepatch *Livepatch `json:"livepatch"`
 	Trouble   string     `json:"trouble,omitempty"` // why it was not
@@ -110,7 +117,11 @@ func (g *Ledger) enter(l *lot) {
 				e.With = append(e.With, other)
 			}
 		}
+		w, stands := l.stands[id]
 		switch {
+		case stands && w.hold():
+			e.Status, e.By, e.Names, e.LeftOut = Livepatched, "words", w.names, w.left
+			e.Reason = "its record names " + strings.Join(w.names, ", ") + ", which is in the livepatch; a reviewer must confirm that what was left out of its files belongs to others"
 		case len(l.refused) > 0:
 			f := l.refused[0]
 			e.Status, e.Code, e.Reason, e.File = Refused, f.Code, f.Rule, f.File
@@ -123,7 +134,7 @@ func (g *Ledger) enter(l *lot) {
 			e.Status, e.Code = NotAffected, "compiled_out"
 			e.Reason = "in this configuration the change makes no object code"
 		default:
-			e.Status = Livepatched
+			e.Status, e.By = Livepatched, "files"
 			e.Reason = fmt.Sprintf("all that changed in its files is in the livepatch: %d hunks of %s", len(l.nodes), strings.Join(e.Files, ", "))
 		}
 		g.add(e)
@@ -160,7 +171,12 @@ func (g *Ledger) Count() {
 		}
 	}
 	g.Applies = g.Counts[Livepatched] + g.Counts[Refused] + g.Counts[FailedTest]
-	g.Share = 0
+	g.Share, g.ByWords = 0, 0
+	for _, e := range g.Entries {
+		if e.Status == Livepatched && e.By == "words" {
+			g.ByWords++
+		}
+	}
 	if g.Applies > 0 {
 		g.Share = float64(g.Counts[Livepatched]) / float64(g.Applies)
 	}

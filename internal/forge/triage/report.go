@@ -38,6 +38,7 @@ type Row struct {
 	Decision
 	Title string `json:"title"`
 	Files []File `json:"files"`
+	Words string `json:"-"` // title and description of the record, to find names of code in
 }
 
 // Open reports on every CVE of the kernel CNA, by upstream's version of the
@@ -69,7 +70,7 @@ func Open(k Kernel, p Policy, records fixes.Records, reviews Reviews) (Report, e
 			f.Status, f.Reason = cve.NotAffected, fmt.Sprintf("the flaw is not in %s", v)
 		case cve.StateUnknown:
 		}
-		rep.Rows = append(rep.Rows, Row{Decide(r, p, f), r.Title, f.Files})
+		rep.Rows = append(rep.Rows, Row{Decide(r, p, f), r.Title, f.Files, r.Title + " " + r.Description})
 	}
 	rep.sum()
 	return rep, nil
@@ -81,7 +82,7 @@ func Between(k Kernel, p Policy, d fixes.Delta, records fixes.Records, reviews R
 	rep := Report{Kernel: k.Release, Source: k.Source, To: d.To, Policy: p.Name}
 	for _, x := range d.Fixes {
 		r, _ := records.Record(x.CVE)
-		rep.Rows = append(rep.Rows, Row{Decide(r, p, k.FactsOf(x, r, reviews)), x.Title, k.files(x.Files)})
+		rep.Rows = append(rep.Rows, Row{Decide(r, p, k.FactsOf(x, r, reviews)), x.Title, k.files(x.Files), x.Title + " " + r.Description})
 	}
 	rep.sum()
 	return rep
