@@ -92,6 +92,9 @@ type Result struct {
 // its exit status; an error means that it could not be run, was killed, or went
 // over a limit or out of time. Nothing that it started is left then.
 func Run(ctx context.Context, c Command) (Result, error) {
+	if os.Args[0] == Argv0 { // a main without Child would start itself without end
+		return Result{}, fault.New(fault.Internal, "no_child", "main of %s does not call sandbox.Child before all else", filepath.Base(os.Args[0]))
+	}
 	if err := c.Limits.Check(); err != nil {
 		return Result{}, err
 	}

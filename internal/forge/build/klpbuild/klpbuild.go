@@ -99,32 +99,14 @@ func (d *Driver) Build(ctx context.Context, p compose.Plan, dir string, clock *b
 		return j.result, fault.New(fault.NotFound, "no_tree", "kernel %s is not prepared in cache %s", p.Kernel.Release, d.Cache).
 			WithHint("klatch-forge kernel add --tree DIR --config FILE --vmlinux FILE")
 	}
-	if err := os.MkdirAll(filepath.Join(d.Cache, "builds"), 0o755); err != nil {
-		return j.result, err
-	}
-	folder, err := os.MkdirTemp(filepath.Join(d.Cache, "builds"), string(p.Kernel.Release)+"-")
+	folder, remove, err := build.Folder(d.Cache, p.Kernel.Release)
 	if err != nil {
 		return j.result, err
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // scratch
-	if err := os.Chmod(folder, 0o755); err != nil {
-		return j.result, err
-	}
+	defer remove()
 	j.folder, j.scratch = folder, filepath.Join(folder, "overlay")
-	for _, step := range j.steps() {
-		if err := step(ctx); err != nil {
-			return j.result, err
-		}
-		if len(j.result.Refusals) > 0 {
-			j.result.Result = build.Refused
-			return j.result, nil
-		}
-		if j.result.Result == build.NotAffected {
-			return j.result, nil
-		}
-	}
-	j.result.Result = build.Built
-	return j.result, nil
+	err = build.Walk(ctx, &j.result, j.steps())
+	return j.result, err
 }
 
 // steps is the build. Each may refuse; then the later ones do not run.

@@ -11,6 +11,8 @@
 // static calls, ftrace), so the bytes in the file are the compiler's.
 package match
 
+import "slices"
+
 // Difference is one function that is not what the kernel has.
 type Difference struct {
 	Object   string `json:"object"` // vmlinux or a module
@@ -55,4 +57,30 @@ type Report struct {
 // Empty is a report of nothing, with lists that encode as empty.
 func Empty() Report {
 	return Report{Different: []Difference{}, Replaced: []Proved{}, Environment: []Setting{}}
+}
+
+// Add adds the functions of another report.
+func (r *Report) Add(o Report) {
+	r.Checked += o.Checked
+	r.Identical += o.Identical
+	r.Replaced = append(r.Replaced, o.Replaced...)
+	r.Different = append(r.Different, o.Different...)
+}
+
+// Better takes for each function the comparison that proved it: the report's
+// own, or that of the same functions compiled another way.
+func (r Report) Better(o Report) Report {
+	for i := 0; i < len(r.Different); i++ {
+		d := r.Different[i]
+		if slices.ContainsFunc(o.Different, func(s Difference) bool { return s.Function == d.Function }) {
+			continue
+		}
+		r.Different = slices.Delete(r.Different, i, i+1)
+		i--
+		r.Identical++
+		if k := slices.IndexFunc(o.Replaced, func(p Proved) bool { return p.Function == d.Function }); k >= 0 {
+			r.Replaced = append(r.Replaced, o.Replaced[k])
+		}
+	}
+	return r
 }

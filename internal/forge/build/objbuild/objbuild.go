@@ -109,17 +109,11 @@ func (d *Driver) run(ctx context.Context, p compose.Plan, dir string, clock *bui
 		return j.result, fault.New(fault.NotFound, "no_tree", "kernel %s is not prepared in cache %s", p.Kernel.Release, d.Cache).
 			WithHint("klatch-forge kernel add --release %s", p.Kernel.Release)
 	}
-	if err := os.MkdirAll(filepath.Join(d.Cache, "builds"), 0o755); err != nil {
-		return j.result, err
-	}
-	scratch, remove, err := build.Scratch(filepath.Join(d.Cache, "builds"), "run-"+string(p.Kernel.Release)+"-")
+	scratch, remove, err := build.Folder(d.Cache, p.Kernel.Release)
 	if err != nil {
 		return j.result, err
 	}
 	defer remove()
-	if err := os.Chmod(scratch, 0o755); err != nil {
-		return j.result, err
-	}
 	j.scratch = filepath.Join(scratch, "overlay")
 	if err := j.walk(ctx, link); err != nil || look == nil {
 		return j.result, err

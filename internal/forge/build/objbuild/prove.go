@@ -168,37 +168,15 @@ func (j *job) proveObject(ctx context.Context, o *object, functions []string) er
 		if err := image.Object(file, o.unit.Source, functions, &again); err != nil {
 			return err
 		}
-		r = better(r, again)
+		r = r.Better(again)
 	}
-	m := &j.result.Match
-	m.Checked += r.Checked
-	m.Identical += r.Identical
-	m.Replaced = append(m.Replaced, r.Replaced...)
-	m.Different = append(m.Different, r.Different...)
+	j.result.Match.Add(r)
 	for _, d := range r.Different {
 		if d.Replaced {
 			j.refuseUnproved(o, d.Function, d.Why)
 		}
 	}
 	return nil
-}
-
-// better takes for each function the comparison that proved it.
-func better(split, shipped match.Report) match.Report {
-	for i := 0; i < len(split.Different); i++ {
-		d := split.Different[i]
-		stillDiffers := slices.ContainsFunc(shipped.Different, func(s match.Difference) bool { return s.Function == d.Function })
-		if stillDiffers {
-			continue
-		}
-		split.Different = slices.Delete(split.Different, i, i+1)
-		i--
-		split.Identical++
-		if k := slices.IndexFunc(shipped.Replaced, func(p match.Proved) bool { return p.Function == d.Function }); k >= 0 {
-			split.Replaced = append(split.Replaced, shipped.Replaced[k])
-		}
-	}
-	return split
 }
 
 // shipped compiles an unpatched object in the distribution's own way. The
