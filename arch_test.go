@@ -59,13 +59,14 @@ var layers = []layer{
 	{"cmd/klatch-loader", append([]string{"internal/machine/loader"}, rootMay...), nil, rootBan},
 
 	// Programs: they meet in nouns and mechanisms only.
-	{"internal/forge", nounsAndMechanisms, anyLib, nil},
+	{"internal/forge", append([]string{"lab/scenarios"}, nounsAndMechanisms...), anyLib, nil},
 	{"internal/server", nounsAndMechanisms, anyLib, noExec},
 	{"internal/machine", nounsAndMechanisms, anyLib, append([]string{"klatch/internal/machine/loader"}, noExec...)},
 
 	{"internal/testkit", []string{"internal"}, anyLib, nil},
 
-	// Programs that run in a lab guest: they stand alone.
+	// Programs that run in a lab guest stand alone, and so do the stories.
+	{"lab/scenarios", nil, nil, noIO},
 	{"lab/checks", nil, nil, []string{"net", "os/exec"}},
 
 	{"cmd/klatch-forge", programMay("internal/forge"), anyLib, nil},

@@ -4,9 +4,7 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,15 +12,10 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/cve"
-	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/kerneltree"
-	"klatch/internal/forge/lab"
-	"klatch/internal/forge/lab/qemu"
-	"klatch/internal/forge/proof"
 	"klatch/internal/forge/queue"
 	"klatch/internal/kernel"
 )
@@ -208,132 +201,4 @@ func joinIDs(ids []cve.ID) string {
 		s = append(s, string(id))
 	}
 	return strings.Join(s, ", ")
-}
-
-func testCommand(o *options) *cobra.Command {
-	var release string
-	var trial trialFlags
-	var asJSON bool
-	c := &cobra.Command{
-		Use:   "test --kernel RELEASE",
-		Short: "Try the newest livepatch on its kernel, in a virtual machine",
-		Long: `Boots that stock kernel, runs the check of each fix (the flaw must show), loads
-the livepatch from clean and over every earlier sequence, looks at sysfs and at
-the kernel's log, and runs the checks again (the flaw must be gone).
-
-Verdict pass, fail (the livepatch) or broken (the lab; never counts as pass).
-Exit status 0, 3 or 75.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := runTest(cmd, o, kernel.Release(release), trial)
-			if err != nil {
-				return cli.Cannot(err, "test the livepatch of %s", release)
-			}
-			if asJSON {
-				b, err := json.MarshalIndent(res, "", "  ")
-				if err != nil {
-					return err
-				}
-				out(cmd, "%s\n", b)
-			} else {
-				printTest(cmd, res)
-			}
-			switch res.Verdict {
-			case lab.Pass:
-				return nil
-			case lab.Fail:
-				return cli.ExitWith(3)
-			default:
-				return cli.ExitWith(75)
-			}
-		},
-	}
-	kernelFlag(c, &release)
-	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/test.md)")
-	c.Flags().IntVar(&trial.cpus, "cpus", 0, "processors of the machine (default 2)")
-	c.Flags().DurationVar(&trial.busy, "busy", 0, "how long the busy machine is kept busy (default 15s)")
-	return c
-}
-
-// trialFlags say how the machine of a test is made.
-type trialFlags struct {
-	cpus int
-	busy time.Duration
-}
-
-func runTest(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags) (proof.Result, error) {
-	var none proof.Result
-	d, err := o.data()
-	if err != nil {
-		return none, err
-	}
-	e, err := catalog.Load(d.Path, r)
-	if err != nil {
-		return none, err
-	}
-	newest, earlier, err := newestBuild(d, r)
-	if err != nil {
-		return none, err
-	}
-	cache, err := o.cacheDir()
-	if err != nil {
-		return none, err
-	}
-	q := queue.Open(d.Path, e.Series)
-	checks := map[cve.ID][]byte{}
-	for _, id := range newest.Fixes {
-		program, err := q.Check(id)
-		if err != nil {
-			return none, err
-		}
-		if program != nil {
-			checks[id] = program
-		}
-	}
-	image := kerneltree.At(cache, e).Image()
-	if err := readable(image); err != nil {
-		return none, fault.New(fault.NotFound, "no_image", "kernel to boot: %w", err).WithHint("add the kernel again; your own one with --image bzImage")
-	}
-	rig, err := newRig(cache)
-	if err != nil {
-		return none, err
-	}
-	tree := kerneltree.At(cache, e)
-	res, err := proof.Run(cmd.Context(), proof.Trial{Rig: rig, Kernel: image, Tables: proof.Tables{Vmlinux: tree.Symbols(), Module: tree.ModuleFile},
-		Built: newest, Earlier: earlier, Checks: checks, CPUs: f.cpus, Busy: f.busy, Tell: o.console(cmd).step})
-	if err != nil {
-		return none, err
-	}
-	return res, proof.Keep(build.Dir(d.Path, r, newest.Sequence), res)
-}
-
-// newRig makes virtual machines whose guest side is this program itself.
-func newRig(cache string) (*qemu.Rig, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	return qemu.New(qemu.Config{Guest: self, Cache: filepath.Join(cache, "lab")})
-}
-
-func newestBuild(d datadir.Dir, r kernel.Release) (newest build.Result, earlier []build.Result, err error) {
-	all, err := build.Read(d.Path, r)
-	if err != nil {
-		return newest, nil, err
-	}
-	if len(all) == 0 {
-		return newest, nil, invalid("nothing was built for %s", r)("klatch-forge build --kernel " + string(r))
-	}
-	i := len(all) - 1
-	return all[i], slices.Clone(all[:i]), nil
-}
-
-func printTest(cmd *cobra.Command, r proof.Result) {
-	out(cmd, "%-8s sequence %d on %s (build %s)\n", r.Verdict, r.Sequence, r.Kernel, r.BuildID[:12])
-	for _, s := range r.Scenarios {
-		out(cmd, "  %-8s %-28s %5.1f s  %s\n", s.Verdict, s.Name, s.Seconds, s.Why)
-	}
-	for _, f := range r.Fixes {
-		out(cmd, "  %-8s %s\n", f.Check, f.CVE)
-	}
 }

@@ -335,7 +335,7 @@ func buildDelta(cmd *cobra.Command, o *options, e catalog.Entry, f *floodFlags, 
 	if err != nil {
 		return err
 	}
-	printTest(cmd, t)
+	printTest(cmd, t, false)
 	if t.Verdict == lab.Fail {
 		l.Fail("the livepatch failed in the virtual machine: see test.json")
 	}

@@ -176,3 +176,21 @@ type Result struct {
 	TimedOut  bool
 	Took      time.Duration
 }
+
+// About is what a rig says of itself, for results and for who reads them.
+type About struct {
+	// Name is the rig's kind, such as qemu or board. It is stored and never
+	// renamed.
+	Name string `json:"name"`
+	// Hardware: the machines are real ones.
+	Hardware bool `json:"hardware"`
+	// Digest is of everything of the rig that a result may depend on: its
+	// programs, the guest's side of the line. Without one no result of this
+	// rig is used a second time.
+	Digest string `json:"digest,omitempty"`
+}
+
+// Describer is a Rig that says what it is. One that does not is called unknown.
+type Describer interface {
+	About(ctx context.Context) (About, error)
+}

@@ -66,7 +66,12 @@ func Failf(format string, args ...any) error { return &FailError{Reason: fmt.Spr
 // a guest that does not answer after an oops is a fail. Without trouble only
 // a FailError is a fail; any other error, known or not, is broken.
 func Judge(err error, console string) (Verdict, []Trouble) {
-	troubles := ScanConsole(console)
+	return JudgeTroubles(err, ScanConsole(console))
+}
+
+// JudgeTroubles is Judge for troubles that were found before, and of which
+// those that a trial expects were taken out.
+func JudgeTroubles(err error, troubles []Trouble) (Verdict, []Trouble) {
 	var failed *FailError
 	switch {
 	case len(troubles) > 0:

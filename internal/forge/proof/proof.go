@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package proof tries one built livepatch on the kernel that it is for: it
-// boots that stock kernel in the lab, shows each flaw, loads the livepatch from
-// clean and over every earlier sequence, and shows that each flaw is gone.
+// Package proof is the gate's test of one built livepatch on the kernel that
+// it is for: it chooses the stories that it must go through, has each played on
+// a machine of its own, a few at once, keeps what came out, and judges the whole.
 //
 // A finished transition is no proof of a fix: a half-imported one loads and
 // does nothing. A fix without a check is called unchecked, and stays so down
-// to the machines.
+// to the machines. Start reading with Run; what a story says is in package
+// story, what its commands do in package player.
 package proof
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"klatch/internal/cve"
@@ -26,413 +26,297 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/lab"
-	"klatch/internal/forge/lab/guest"
+	"klatch/internal/forge/lab/player"
 	"klatch/internal/livepatch"
 )
 
-// Exit statuses of a check program.
-const (
-	checkFixed = 0
-	checkFlaw  = 1
-)
-
-// transitionLimit is how long a transition on an idle guest may take. The
-// kernel looks once a second and signals after 15 s (kernel/livepatch/
-// transition.c, SIGNALS_TIMEOUT); emulation is slow.
-const transitionLimit = 45 * time.Second
-
-// insertLimit is how long the kernel may take to insert a module. One of 200
-// functions takes over a minute on a busy emulated machine.
-const insertLimit = 5 * time.Minute
+// ResultVersion is that of Result's JSON. Version 1 had one machine for all
+// scenarios, and did not say which were required.
+const ResultVersion = 2
 
 // Scenario is one story and how it ended.
 type Scenario struct {
-	Name    string      `json:"name"`
-	Verdict lab.Verdict `json:"verdict"`
-	Why     string      `json:"why,omitempty"`
-	Note    string      `json:"note,omitempty"` // what was counted
-	Seconds float64     `json:"seconds"`
+	Name     string        `json:"name"`
+	Proves   string        `json:"proves"`
+	Verdict  lab.Verdict   `json:"verdict"`
+	Why      string        `json:"why,omitempty"`
+	Note     string        `json:"note,omitempty"` // what was found or counted
+	Line     int           `json:"line,omitempty"` // of the story, that decided
+	Seconds  float64       `json:"seconds"`
+	Digest   string        `json:"digest"` // of all inputs
+	Run      string        `json:"run"`    // what klatch-forge test --replay takes
+	Required bool          `json:"required"`
+	Rig      string        `json:"rig"`
+	Hardware bool          `json:"hardware"`
+	Finished time.Time     `json:"finished"`
+	Checked  bool          `json:"checked"` // the checks showed the flaws, and then that they are gone
+	Boot     float64       `json:"boot_seconds"`
+	Steps    []player.Step `json:"steps"`
+	Trouble  []lab.Trouble `json:"trouble"`
+	Reused   bool          `json:"-"` // kept from an earlier run with the same inputs
 }
 
-// Result is the outcome for one livepatch; its JSON is a promise, version 1.
-type Result struct {
-	Version      int                `json:"version"`
-	Verdict      lab.Verdict        `json:"verdict"`
-	Sequence     livepatch.Sequence `json:"sequence"`
-	ModuleSHA256 string             `json:"module_sha256"`
-	Kernel       string             `json:"kernel"`
-	BuildID      string             `json:"build_id"`
-	Scenarios    []Scenario         `json:"scenarios"`
-	Fixes        []livepatch.Fix    `json:"fixes"`
-	Trouble      []lab.Trouble      `json:"trouble"`
+// NotApplicable is a story that this livepatch does not need.
+type NotApplicable struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
+
+// Result is the outcome for one livepatch; its JSON is a promise, version 2.
+type Result struct {
+	Version       int                `json:"version"`
+	Verdict       lab.Verdict        `json:"verdict"`
+	Sequence      livepatch.Sequence `json:"sequence"`
+	ModuleSHA256  string             `json:"module_sha256"`
+	Kernel        string             `json:"kernel"`
+	BuildID       string             `json:"build_id"`
+	Required      []string           `json:"required"` // names of scenarios that must have passed
+	NotApplicable []NotApplicable    `json:"not_applicable"`
+	Scenarios     []Scenario         `json:"scenarios"`
+	Fixes         []livepatch.Fix    `json:"fixes"`
+	Trouble       []lab.Trouble      `json:"trouble"`
+}
+
+// Tables are the symbol tables that the builder counted positions in.
+type Tables = player.Tables
 
 // Trial is what is tried.
 type Trial struct {
 	Rig     lab.Rig
 	Kernel  string // image to boot
 	Built   build.Result
-	Earlier []build.Result
+	Earlier []build.Result // that machines may have now
 	Tables  Tables
 	Checks  map[cve.ID][]byte // program per fix; a fix without one is unchecked
-	CPUs    int               // of the machine; 0 means the rig's choice
-	Busy    time.Duration     // how long the busy machine is busy; 0 means DefaultBusy
-	Tell    func(what string) (done func(note string))
+	Own     []Source          // the publisher's own stories
+
+	Dir      string        // where runs are kept; empty: nowhere
+	CPUs     int           // of a machine, where the story does not say; 0 means the rig's choice
+	Busy     time.Duration // how long the busy machine is busy; 0 means player.DefaultBusy
+	Parallel int           // machines at once; 0 means DefaultParallel
+	Only     []string      // names of stories to play; empty means all that are required
+	Again    bool          // plays also what was played with the same inputs
+
+	// Tell is told when a story begins; done when it ends. May be called from several places at once.
+	Tell func(what string) (done func(note string))
+	// Hold is called after a story, before its machine is closed.
+	Hold func(ctx context.Context, p *player.Player, m lab.Machine, s Scenario)
 }
 
-// DefaultBusy is how long the machine is kept busy around a load: long enough
-// for the transition of a busy machine, and for what a livepatch breaks in
-// files, sockets, processes and memory to show.
-const DefaultBusy = 15 * time.Second
+// DefaultParallel is as many machines as there are processors, within reason:
+// an emulated machine keeps one busy most of the time.
+func DefaultParallel() int { return min(max(runtime.NumCPU(), 1), 8) }
 
-type run struct {
-	Trial
-	m      lab.Machine
-	result Result
-	note   string // of the scenario that runs
-
-	modules []string // that the livepatch reaches, and what they need
-	present []string // of these, loaded
-}
-
-// Run does all scenarios in two boots. An error is the lab's or ours; what the
-// livepatch did wrong is in the result.
+// Run plays all stories that the livepatch needs, and judges. An error is the
+// lab's or ours, or an end before everything was played; what the livepatch did
+// wrong is in the result. A run with Only is no whole: its result says nothing
+// about the stories that it left out, and Keep refuses it.
 func Run(ctx context.Context, t Trial) (Result, error) {
-	r := &run{Trial: t, result: Result{Version: 1, Verdict: lab.Pass, Sequence: t.Built.Sequence,
-		ModuleSHA256: t.Built.Module.SHA256, Kernel: string(t.Built.Kernel), BuildID: t.Built.BuildID.String(),
-		Scenarios: []Scenario{}, Fixes: []livepatch.Fix{}, Trouble: []lab.Trouble{}}}
-	var err error
-	if r.modules, err = r.reached(); err != nil {
-		return r.result, err
+	var none Result
+	if t.Tell == nil {
+		t.Tell = func(string) func(string) { return func(string) {} }
 	}
-	done := t.Tell("boot " + string(t.Built.Kernel) + " in the lab")
-	m, err := t.Rig.Boot(ctx, lab.Spec{Name: "proof", Kernel: t.Kernel, Files: r.files(), CPUs: t.CPUs})
+	plans, err := t.plan(ctx)
 	if err != nil {
-		r.add("boot", time.Now(), err)
-		return r.result, nil
+		return none, err
 	}
-	defer m.Close() //nolint:errcheck // the result is known
-	r.m = m
-	done("")
-	r.story(ctx)
-	r.fixes()
-	return r.result, nil
-}
-
-func (r *run) files() []lab.File {
-	var fs []lab.File
-	for _, b := range append([]build.Result{r.Built}, r.Earlier...) {
-		fs = append(fs, lab.File{Name: moduleFile(b), Source: b.Module.Path})
-	}
-	for _, m := range r.modules {
-		fs = append(fs, lab.File{Name: m + ".ko", Source: r.Tables.Module(m)})
-	}
-	for id, program := range r.Checks {
-		fs = append(fs, lab.File{Name: checkFile(id), Data: program, Mode: 0o755})
-	}
-	return fs
-}
-
-func moduleFile(b build.Result) string { return b.Sequence.ModuleName() + ".ko" }
-func checkFile(id cve.ID) string       { return "check-" + string(id) }
-
-// story runs the scenarios in order and stops at the first that does not
-// pass: what follows would only tell of its consequences.
-func (r *run) story(ctx context.Context) {
-	name := r.Built.Sequence.ModuleName()
-	type step struct {
-		name string
-		do   func(context.Context) error
-	}
-	steps := []step{{"same-kernel", r.sameKernel}}
-	if len(r.modules) > 0 {
-		steps = append(steps, step{"load-modules", r.loadModules})
-	}
-	steps = append(steps, []step{
-		{"symbols", r.symbols},
-		{"flaws-show-before", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
-		{"load-from-clean", func(ctx context.Context) error { return r.load(ctx, r.Built) }},
-		{"positions", r.positions},
-		{"modules-again", r.modulesAgain},
-		{"flaws-gone-after", func(ctx context.Context) error { return r.check(ctx, checkFixed) }},
-		{"disable", func(ctx context.Context) error { return r.disable(ctx, name) }},
-		{"flaws-back-after-disable", func(ctx context.Context) error { return r.check(ctx, checkFlaw) }},
-	}...)
-	steps = slices.DeleteFunc(steps, func(s step) bool {
-		return s.name == "modules-again" && len(r.modules) == 0 || s.name == "symbols" && r.Tables.Vmlinux == ""
-	})
-	steps = append(steps, step{"load-on-a-busy-machine", r.busy})
-	for _, e := range r.Earlier {
-		steps = append(steps, step{fmt.Sprintf("replace-sequence-%d", e.Sequence), func(ctx context.Context) error { return r.replace(ctx, e) }})
-	}
-	steps = append(steps, step{"load-after-reboot", r.reboot})
-	for _, s := range steps {
-		done := r.Tell(strings.ReplaceAll(s.name, "-", " "))
-		start := time.Now()
-		ok := r.add(s.name, start, s.do(ctx))
-		last := r.result.Scenarios[len(r.result.Scenarios)-1]
-		done(string(last.Verdict))
-		if !ok {
-			return
-		}
-	}
-}
-
-// add judges one scenario by its error and by what the kernel printed.
-func (r *run) add(name string, start time.Time, err error) bool {
-	console := ""
-	if r.m != nil {
-		var cerr error
-		if console, cerr = r.m.Console(); cerr != nil {
-			err = errors.Join(err, cerr)
-		}
-	}
-	s := Scenario{Name: name, Verdict: lab.Pass, Note: r.note, Seconds: time.Since(start).Seconds()}
-	r.note = ""
-	verdict, trouble := lab.Judge(err, console)
-	s.Verdict = verdict
-	switch {
-	case err != nil:
-		s.Why = err.Error()
-	case len(trouble) > 0:
-		s.Why = trouble[0].Title
-	}
-	r.result.Scenarios = append(r.result.Scenarios, s)
-	r.result.Trouble = append(r.result.Trouble[:0], trouble...)
-	if verdict != lab.Pass {
-		r.result.Verdict = verdict
-	}
-	return verdict == lab.Pass
-}
-
-// fixes says which fixes were shown to work.
-func (r *run) fixes() {
-	for _, id := range r.Built.Fixes {
-		c := livepatch.Unchecked
-		if r.Checks[id] != nil && r.result.Verdict == lab.Pass {
-			c = livepatch.Passed
-		}
-		r.result.Fixes = append(r.result.Fixes, livepatch.Fix{CVE: id, Check: c})
-	}
-}
-
-func (r *run) sameKernel(ctx context.Context) error {
-	out, err := r.output(ctx, "uname", "-r")
+	chosen, err := choose(plans, t.Only)
 	if err != nil {
-		return err
+		return none, err
 	}
-	if out != string(r.Built.Kernel) {
-		return lab.Brokenf(fmt.Errorf("it runs %q", out), "boot kernel %s", r.Built.Kernel)
+	store, done, err := openStore(t.Dir)
+	if err != nil {
+		return none, err
 	}
-	return nil
+	defer done()
+	scenarios, err := t.playAll(ctx, store, chosen)
+	if err != nil {
+		return none, err
+	}
+	return t.result(plans, scenarios), nil
 }
 
-// check runs every check and wants the same answer from all.
-func (r *run) check(ctx context.Context, want int) error {
-	for _, id := range r.Built.Fixes {
-		if r.Checks[id] == nil {
+// playAll plays a few stories at once, each on a machine of its own.
+func (t Trial) playAll(ctx context.Context, st store, plans []plan) ([]Scenario, error) {
+	scenarios, errs := make([]Scenario, len(plans)), make([]error, len(plans))
+	atOnce := t.Parallel
+	if atOnce <= 0 {
+		atOnce = DefaultParallel()
+	}
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for i, p := range plans {
+		if kept, ok := st.kept(p); ok && !t.Again {
+			kept.Required = p.required
+			scenarios[i] = kept
+			t.Tell(p.name)(string(kept.Verdict) + ", as before")
 			continue
 		}
-		res, err := r.m.Run(ctx, lab.Command{Argv: []string{lab.FilesDir + "/" + checkFile(id)}, Timeout: 30 * time.Second})
-		if err != nil {
-			return err
-		}
-		said := strings.TrimSpace(string(res.Stdout) + string(res.Stderr))
-		switch {
-		case res.TimedOut:
-			return lab.Failf("check of %s did not end in time: %s", id, said)
-		case res.Exit == want:
-		case res.Exit == checkFlaw:
-			return lab.Failf("the flaw %s still shows: %s", id, said)
-		case res.Exit == checkFixed:
-			return lab.Failf("the flaw %s does not show on the unpatched kernel, so its check proves nothing: %s", id, said)
-		default:
-			return lab.Failf("check of %s could not find out (exit status %d): %s", id, res.Exit, said)
-		}
-	}
-	return nil
-}
-
-// load inserts a livepatch and waits for its transition.
-func (r *run) load(ctx context.Context, b build.Result) error {
-	res, err := r.m.Run(ctx, lab.Command{Argv: []string{"insmod", lab.FilesDir + "/" + moduleFile(b)}, Timeout: insertLimit})
-	if err != nil {
-		return err
-	}
-	if res.TimedOut {
-		return lab.Failf("load %s: it did not end within %s", moduleFile(b), insertLimit)
-	}
-	if res.Exit != 0 {
-		return lab.Failf("load %s: %s", moduleFile(b), strings.TrimSpace(string(res.Stderr)))
-	}
-	name := b.Sequence.ModuleName()
-	if err := r.await(ctx, "transition of "+name, func() (bool, error) {
-		out, err := r.output(ctx, "cat", "/sys/kernel/livepatch/"+name+"/transition")
-		return out == "0", err
-	}); err != nil {
-		return err
-	}
-	out, err := r.output(ctx, "cat", "/sys/kernel/livepatch/"+name+"/enabled")
-	if err != nil {
-		return err
-	}
-	if out != "1" {
-		return lab.Failf("%s is not enabled after its transition: %q", name, out)
-	}
-	return nil
-}
-
-// disable takes a livepatch out and unloads its module.
-func (r *run) disable(ctx context.Context, name string) error {
-	if _, err := r.output(ctx, "sh", "-c", "echo 0 > /sys/kernel/livepatch/"+name+"/enabled"); err != nil {
-		return err
-	}
-	if err := r.await(ctx, "end of "+name, func() (bool, error) {
-		out, err := r.output(ctx, "ls", "/sys/kernel/livepatch")
-		return !strings.Contains(out, name), err
-	}); err != nil {
-		return err
-	}
-	_, err := r.output(ctx, "rmmod", name)
-	return err
-}
-
-// busy loads on a machine that is at work, lets it work on, and takes the
-// livepatch out while it still does.
-func (r *run) busy(ctx context.Context) error {
-	d := cmp.Or(r.Busy, DefaultBusy)
-	worked := make(chan error, 1)
-	go func() {
-		res, err := r.m.Run(ctx, lab.Command{Argv: []string{"/proc/1/exe", guest.LoadArg, d.String()}, Timeout: 2*d + transitionLimit})
-		if err == nil && (res.Exit != 0 || res.TimedOut) {
-			err = lab.Failf("work on the patched machine went wrong: %s", strings.TrimSpace(string(res.Stderr)))
-		}
-		worked <- err
-	}()
-	begin := time.NewTimer(time.Second)
-	defer begin.Stop()
-	select {
-	case err := <-worked:
-		return cmp.Or(err, lab.Brokenf(errors.New("it ended at once"), "put load on the machine"))
-	case <-begin.C:
-	}
-	if err := r.load(ctx, r.Built); err != nil {
-		return err
-	}
-	if err := <-worked; err != nil {
-		return err
-	}
-	if err := r.check(ctx, checkFixed); err != nil {
-		return err
-	}
-	return r.disable(ctx, r.Built.Sequence.ModuleName())
-}
-
-// reboot starts the machine anew: the flaws are back, and the livepatch loads
-// again.
-func (r *run) reboot(ctx context.Context) error {
-	if err := r.m.Reboot(ctx); err != nil {
-		return err
-	}
-	if err := r.check(ctx, checkFlaw); err != nil {
-		return err
-	}
-	if err := r.load(ctx, r.Built); err != nil {
-		return err
-	}
-	return r.check(ctx, checkFixed)
-}
-
-// replace loads an earlier sequence, then ours over it: exactly one must be
-// enabled afterwards, and all flaws gone.
-func (r *run) replace(ctx context.Context, earlier build.Result) error {
-	if err := r.load(ctx, earlier); err != nil {
-		return err
-	}
-	if err := r.load(ctx, r.Built); err != nil {
-		return err
-	}
-	name := r.Built.Sequence.ModuleName()
-	out, err := r.output(ctx, "ls", "/sys/kernel/livepatch")
-	if err != nil {
-		return err
-	}
-	if strings.Join(strings.Fields(out), " ") != name {
-		return lab.Failf("after %s replaced %s the kernel has %q", name, earlier.Sequence.ModuleName(), out)
-	}
-	if err := r.check(ctx, checkFixed); err != nil {
-		return err
-	}
-	if _, err := r.output(ctx, "rmmod", earlier.Sequence.ModuleName()); err != nil {
-		return err
-	}
-	return r.disable(ctx, name)
-}
-
-// await polls until it is so.
-func (r *run) await(ctx context.Context, what string, so func() (bool, error)) error {
-	deadline := time.Now().Add(transitionLimit)
-	for {
-		ok, err := so()
-		if err != nil || ok {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return lab.Failf("%s did not come within %s", what, transitionLimit)
-		}
 		select {
+		case slots <- struct{}{}:
 		case <-ctx.Done():
-			return lab.Brokenf(ctx.Err(), "wait for %s", what)
-		case <-time.After(200 * time.Millisecond):
+		}
+		if ctx.Err() != nil {
+			errs[i] = interrupted(ctx, p.name)
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			scenarios[i], errs[i] = t.play(ctx, st, p)
+		})
+	}
+	wg.Wait()
+	return scenarios, errors.Join(errs...)
+}
+
+// play plays one story and keeps what came out. The inputs are on disk before,
+// the outcome after.
+func (t Trial) play(ctx context.Context, st store, p plan) (Scenario, error) {
+	if err := st.begin(p); err != nil {
+		return Scenario{}, err
+	}
+	return t.perform(ctx, p, func(s Scenario, console string) error { return st.end(p, s, console) })
+}
+
+// perform boots a machine and plays one story on it. The outcome is kept
+// before somebody looks at the machine.
+func (t Trial) perform(ctx context.Context, p plan, keep func(s Scenario, console string) error) (Scenario, error) {
+	s := Scenario{Name: p.name, Proves: p.Story.Proves, Digest: p.digest, Run: p.run(), Required: p.required,
+		Rig: p.inputs.Rig.Name, Hardware: p.inputs.Rig.Hardware, Steps: []player.Step{}, Trouble: []lab.Trouble{}}
+	pl, err := player.New(p.Play)
+	if err != nil {
+		return s, err
+	}
+	spec, err := pl.Spec(t.Kernel)
+	if err != nil {
+		return s, err
+	}
+	told := t.Tell(p.name)
+	start := time.Now()
+	console := ""
+	m, err := t.Rig.Boot(ctx, spec)
+	s.Boot = time.Since(start).Seconds()
+	if err != nil {
+		s.Verdict, _ = lab.Judge(err, "")
+		s.Why = err.Error()
+	} else {
+		defer m.Close() //nolint:errcheck // the result is known
+		out := pl.Run(ctx, m)
+		s.Verdict, s.Why, s.Line, s.Checked = out.Verdict, out.Why, out.Line, out.Checked
+		s.Steps, s.Trouble, console = append(s.Steps, out.Steps...), append(s.Trouble, out.Trouble...), out.Console
+		s.Note = notes(out.Steps)
+	}
+	s.Seconds, s.Finished = time.Since(start).Seconds(), time.Now().UTC().Truncate(time.Second)
+	told(string(s.Verdict))
+	if ctx.Err() != nil { // what was stopped says nothing
+		return s, interrupted(ctx, p.name)
+	}
+	if err := keep(s, console); err != nil {
+		return s, err
+	}
+	if t.Hold != nil && m != nil {
+		t.Hold(ctx, pl, m, s)
+	}
+	return s, nil
+}
+
+func interrupted(ctx context.Context, story string) error {
+	return fault.New(fault.Unavailable, "interrupted", "interrupted at story %s: %w", story, context.Cause(ctx)).
+		WithHint("run it again: it goes on with the stories that were not played to their end")
+}
+
+func notes(steps []player.Step) string {
+	var all []string
+	for _, s := range steps {
+		if s.Note != "" && !slices.Contains(all, s.Note) {
+			all = append(all, s.Note)
 		}
 	}
+	return strings.Join(all, "; ")
 }
 
-// output runs a program that must work.
-func (r *run) output(ctx context.Context, argv ...string) (string, error) {
-	res, err := r.m.Run(ctx, lab.Command{Argv: argv})
-	if err != nil {
-		return "", err
+// result judges the whole.
+func (t Trial) result(plans []plan, scenarios []Scenario) Result {
+	r := Result{Version: ResultVersion, Sequence: t.Built.Sequence, ModuleSHA256: t.Built.Module.SHA256, Kernel: string(t.Built.Kernel),
+		BuildID: t.Built.BuildID.String(), Required: []string{}, NotApplicable: []NotApplicable{}, Scenarios: scenarios,
+		Fixes: []livepatch.Fix{}, Trouble: []lab.Trouble{}}
+	for _, p := range plans {
+		switch {
+		case p.lacks != "":
+			r.NotApplicable = append(r.NotApplicable, NotApplicable{p.name, p.lacks})
+		case p.required:
+			r.Required = append(r.Required, p.name)
+		}
 	}
-	if res.Exit != 0 {
-		return "", lab.Failf("%s ended with status %d: %s", strings.Join(argv, " "), res.Exit, strings.TrimSpace(string(res.Stderr)))
-	}
-	return strings.TrimSpace(string(res.Stdout)), nil
+	r.settle(t.Built.Fixes, func(id cve.ID) bool { return t.Checks[id] != nil })
+	return r
 }
 
-const resultFile = "test.json"
-
-// Keep writes a result beside the build.
-func Keep(buildDir string, r Result) error {
-	b, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
+// settle derives from the scenarios what is said of the whole.
+func (r *Result) settle(fixes []cve.ID, hasCheck func(cve.ID) bool) {
+	r.Verdict = judge(r.Required, r.Scenarios)
+	r.Trouble = []lab.Trouble{}
+	for _, s := range r.Scenarios {
+		r.Trouble = append(r.Trouble, s.Trouble...)
 	}
-	return durable.WriteFile(filepath.Join(buildDir, resultFile), append(b, '\n'), 0o644)
+	r.Fixes = []livepatch.Fix{}
+	shown := slices.ContainsFunc(r.Scenarios, func(s Scenario) bool { return s.Checked && s.Verdict == lab.Pass })
+	for _, id := range fixes {
+		c := livepatch.Unchecked
+		if hasCheck(id) && shown && r.Verdict == lab.Pass {
+			c = livepatch.Passed
+		}
+		r.Fixes = append(r.Fixes, livepatch.Fix{CVE: id, Check: c})
+	}
 }
 
-// Read returns the result for one module, which must be a pass for exactly
-// these bytes.
-func Read(buildDir string, built build.Result) (Result, error) {
-	var r Result
-	b, err := durable.ReadFile(filepath.Join(buildDir, resultFile), 16<<20)
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, fault.New(fault.Denied, "not_tested", "sequence %d of %s was not tested", built.Sequence, built.Kernel).
-			WithHint("klatch-forge test --kernel %s", built.Kernel)
+// judge is the verdict of the whole: any fail fails; a pass needs a pass of
+// every required scenario, on every rig that played it. Nothing required is
+// no pass.
+func judge(required []string, scenarios []Scenario) lab.Verdict {
+	verdict := lab.Pass
+	passed := map[string]bool{}
+	for _, s := range scenarios {
+		switch s.Verdict {
+		case lab.Pass:
+			passed[s.Name] = true
+		case lab.Fail:
+			return lab.Fail
+		default:
+			verdict = lab.Broken
+		}
 	}
+	missing := slices.ContainsFunc(required, func(name string) bool { return !passed[name] })
+	if missing || len(required) == 0 {
+		verdict = lab.Broken
+	}
+	return verdict
+}
+
+// openStore makes the folder of runs, or one that is thrown away.
+func openStore(dir string) (store, func(), error) {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return store{}, nil, err
+		}
+		unlock, err := durable.Lock(dir + "/.lock")
+		if err != nil {
+			return store{}, nil, err
+		}
+		return store{dir}, func() { _ = unlock() }, nil
+	}
+	dir, err := os.MkdirTemp("", "klatch-proof-")
 	if err != nil {
-		return r, err
+		return store{}, nil, fmt.Errorf("make a folder for runs: %w", err)
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("read test result: %w", err)
+	return store{dir}, func() { _ = os.RemoveAll(dir) }, nil
+}
+
+// Worst is the verdict of some scenarios by themselves.
+func Worst(scenarios []Scenario) lab.Verdict {
+	var names []string
+	for _, s := range scenarios {
+		names = append(names, s.Name)
 	}
-	switch {
-	case r.ModuleSHA256 != built.Module.SHA256 || r.BuildID != built.BuildID.String():
-		return r, fault.New(fault.Denied, "not_tested", "the test result is for another module than sequence %d of %s", built.Sequence, built.Kernel).
-			WithHint("klatch-forge test --kernel %s", built.Kernel)
-	case r.Verdict != lab.Pass:
-		return r, fault.New(fault.Denied, "test_failed", "the test of sequence %d of %s ended %s", built.Sequence, built.Kernel, r.Verdict).
-			WithHint("look at %s", filepath.Join(buildDir, resultFile))
-	}
-	return r, nil
+	return judge(names, scenarios)
 }

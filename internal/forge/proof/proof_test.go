@@ -3,132 +3,39 @@
 package proof
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"klatch/internal/cve"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
-	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/lab"
+	"klatch/internal/forge/lab/player/playertest"
 	"klatch/internal/livepatch"
 )
 
-const flaw = cve.ID("CVE-2026-0001")
+var (
+	checks = map[cve.ID][]byte{playertest.Flaw: []byte("#!/bin/sh\n")}
+	built  = playertest.Built
+)
 
-// fakeGuest is a machine that knows just what the scenarios ask. The real one is
-// tried by the tests with tag vm, with the same scenarios.
-type fakeGuest struct {
-	loaded, modules []string
-	works           bool // the livepatch fixes the flaw
-	flawless        bool // the kernel never had the flaw
-	stuck           bool // the transition never ends
-	console         string
-	warnOnLoad      string
-	dead            error
-	refuses         bool
-	sick            bool   // what runs on it goes wrong while a livepatch is loaded
-	gone            bool   // after a restart the livepatch does not load any more
-	kallsyms        string // empty: that of the table
-	listing         string // empty: that of the build
-}
-
-func (g *fakeGuest) Boot(context.Context, lab.Spec) (lab.Machine, error) {
-	if g.dead != nil {
-		return nil, lab.Brokenf(g.dead, "boot")
-	}
-	return g, nil
-}
-
-func (g *fakeGuest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
-	say := func(exit int, format string, args ...any) (lab.Result, error) {
-		return lab.Result{Exit: exit, Stdout: fmt.Appendf(nil, format, args...)}, nil
-	}
-	line := strings.Join(c.Argv, " ")
-	switch {
-	case line == "uname -r":
-		return say(0, "6.1.0-50-cloud-amd64\n")
-	case strings.Contains(line, "klatch-lab-load"):
-		time.Sleep(1100 * time.Millisecond) // the scenario gives the work a second before it loads
-		if g.sick {
-			return lab.Result{Exit: 1, Stderr: []byte("files: read 3 bytes back, wrote 4")}, nil
-		}
-		return say(0, "files 9\n")
-	case line == "gzip -c /proc/kallsyms":
-		return say(0, "%s", packed(cmp.Or(g.kallsyms, runningSymbols)))
-	case c.Argv[0] == "find":
-		return say(0, "%s", cmp.Or(g.listing, c.Argv[1]+"/vmlinux/same,2\n"+c.Argv[1]+"/vmlinux/only,1\n"))
-	case strings.HasPrefix(line, "insmod "):
-		if g.refuses {
-			return lab.Result{Exit: 1, Stderr: []byte("Invalid module format")}, nil
-		}
-		name := strings.TrimSuffix(filepath.Base(c.Argv[1]), ".ko")
-		g.loaded, g.modules = []string{name}, append(g.modules, name) // replace is set
-		g.console += g.warnOnLoad
-		return say(0, "")
-	case strings.HasSuffix(line, "/transition"):
-		return say(0, "%d\n", map[bool]int{true: 1}[g.stuck])
-	case strings.HasSuffix(line, "/enabled") && c.Argv[0] == "cat":
-		return say(0, "1\n")
-	case c.Argv[0] == "sh":
-		g.loaded = nil
-		return say(0, "")
-	case line == "ls /sys/kernel/livepatch":
-		return say(0, "%s\n", strings.Join(g.loaded, "\n"))
-	case c.Argv[0] == "rmmod":
-		if slices.Contains(g.loaded, c.Argv[1]) || !slices.Contains(g.modules, c.Argv[1]) {
-			return say(1, "")
-		}
-		g.modules = slices.DeleteFunc(g.modules, func(m string) bool { return m == c.Argv[1] })
-		return say(0, "")
-	case strings.HasSuffix(line, "check-"+string(flaw)):
-		if g.flawless || g.works && len(g.loaded) > 0 {
-			return say(checkFixed, "EOPNOTSUPP")
-		}
-		return say(checkFlaw, "ok")
-	}
-	return lab.Result{}, fmt.Errorf("the fake guest does not know %q", line)
-}
-
-func (g *fakeGuest) Put(context.Context, string, fs.FileMode, io.Reader) error {
-	return errors.ErrUnsupported
-}
-func (g *fakeGuest) BootID() string           { return "boot" }
-func (g *fakeGuest) Console() (string, error) { return g.console, nil }
-func (g *fakeGuest) Close() error             { return nil }
-func (g *fakeGuest) Reboot(context.Context) error {
-	g.loaded, g.modules, g.refuses = nil, nil, g.gone
-	return nil
-}
-func (g *fakeGuest) Reset(context.Context) error         { return errors.ErrUnsupported }
-func (g *fakeGuest) PowerCut(context.Context) error      { return errors.ErrUnsupported }
-func (g *fakeGuest) Link(context.Context, bool) error    { return errors.ErrUnsupported }
-func (g *fakeGuest) Await(context.Context, string) error { return errors.ErrUnsupported }
-
-func built(seq livepatch.Sequence) build.Result {
-	return build.Result{Result: build.Built, Sequence: seq, Kernel: "6.1.0-50-cloud-amd64", Fixes: []cve.ID{flaw},
-		Match:   match.Report{Replaced: []match.Proved{{Object: "vmlinux", Function: "same", Position: 2}, {Object: "vmlinux", Function: "only"}}},
-		BuildID: [20]byte{1}, Module: &build.Module{Path: seq.ModuleName() + ".ko", SHA256: fmt.Sprintf("%064d", seq)}}
-}
-
-func try(t *testing.T, g *fakeGuest, checks map[cve.ID][]byte, earlier ...build.Result) Result {
+func trialOf(t *testing.T, r *playertest.Rig, earlier ...build.Result) Trial {
 	t.Helper()
-	table := filepath.Join(t.TempDir(), "table")
-	if err := os.WriteFile(table, []byte(builtSymbols), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	res, err := Run(t.Context(), Trial{Rig: g, Built: built(2), Tables: Tables{Vmlinux: table}, Earlier: earlier, Checks: checks,
-		Tell: func(string) func(string) { return func(string) {} }})
+	r.Digest = "fake 1"
+	return Trial{Rig: r, Built: built(2), Tables: Tables{Vmlinux: playertest.Table(t)}, Earlier: earlier, Checks: checks, Parallel: 4, Dir: t.TempDir()}
+}
+
+func run(t *testing.T, tr Trial) Result {
+	t.Helper()
+	res, err := Run(t.Context(), tr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,64 +43,258 @@ func try(t *testing.T, g *fakeGuest, checks map[cve.ID][]byte, earlier ...build.
 }
 
 func TestVerdicts(t *testing.T) {
-	checks := map[cve.ID][]byte{flaw: []byte("#!/bin/sh\n")}
 	for _, c := range []struct {
 		name    string
-		guest   fakeGuest
+		rig     playertest.Rig
 		checks  map[cve.ID][]byte
 		verdict lab.Verdict
 		check   livepatch.Check
-		last    string // scenario that decided
+		decided string // a scenario that decided, or nothing
+		step    string
 		why     string
 	}{
-		{"a good livepatch passes", fakeGuest{works: true}, checks, lab.Pass, livepatch.Passed, "load-after-reboot", ""},
-		{"work that goes wrong on the patched machine is the livepatch's fault", fakeGuest{works: true, sick: true}, checks, lab.Fail, livepatch.Unchecked, "load-on-a-busy-machine", "read 3 bytes"},
-		{"it must load again after a restart", fakeGuest{works: true, gone: true}, checks, lab.Fail, livepatch.Unchecked, "load-after-reboot", "Invalid module format"},
-		{"one that loads and changes nothing fails", fakeGuest{}, checks, lab.Fail, livepatch.Unchecked, "flaws-gone-after", "still shows"},
-		{"a check that shows nothing before proves nothing", fakeGuest{flawless: true}, checks, lab.Fail, livepatch.Unchecked, "flaws-show-before", "proves nothing"},
-		{"a fix without a check is called unchecked", fakeGuest{works: true}, nil, lab.Pass, livepatch.Unchecked, "load-after-reboot", ""},
-		{"the kernel's refusal is the livepatch's fault", fakeGuest{refuses: true}, checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "Invalid module format"},
-		{"the builder's table is of another kernel", fakeGuest{works: true, kallsyms: strings.Replace(runningSymbols, "ffffffff82000100", "ffffffff82000108", 1)},
-			checks, lab.Fail, livepatch.Unchecked, "symbols", "only 1 is at 0xffffffff82000108"},
-		{"the kernel replaced another function of the name", fakeGuest{works: true, listing: "/sys/kernel/livepatch/klatch_2/vmlinux/same,1\n/sys/kernel/livepatch/klatch_2/vmlinux/only,1\n"},
-			checks, lab.Fail, livepatch.Unchecked, "positions", "same,1"},
-		{"a kernel warning is the livepatch's fault", fakeGuest{works: true, warnOnLoad: "[    5.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"},
-			checks, lab.Fail, livepatch.Unchecked, "load-from-clean", "WARNING"},
-		{"a lab that does not boot is broken, never a pass", fakeGuest{dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "boot", "no emulator"},
+		{"a good livepatch passes", playertest.Rig{Works: true}, checks, lab.Pass, livepatch.Passed, "", "", ""},
+		{"work that goes wrong on the patched machine is the livepatch's fault", playertest.Rig{Works: true, Sick: true}, checks, lab.Fail, livepatch.Unchecked, "busy-machine", "busy-end", "read 3 bytes"},
+		{"it must load again after a restart", playertest.Rig{Works: true, Gone: true}, checks, lab.Fail, livepatch.Unchecked, "reboot", "load", "Invalid module format"},
+		{"one that loads and changes nothing fails", playertest.Rig{}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "check fixed", "still shows"},
+		{"a check that shows nothing before proves nothing", playertest.Rig{Flawless: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "check flaw", "proves nothing"},
+		{"a fix without a check is called unchecked", playertest.Rig{Works: true}, nil, lab.Pass, livepatch.Unchecked, "", "", ""},
+		{"the kernel's refusal is the livepatch's fault", playertest.Rig{Refuses: true}, checks, lab.Fail, livepatch.Unchecked, "replace-sequence-1", "load earlier", "Invalid module format"},
+		{"the builder's table is of another kernel", playertest.Rig{Works: true, Kallsyms: strings.Replace(playertest.Running, "ffffffff82000100", "ffffffff82000108", 1)},
+			checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "[symbols] symbols", "only 1 is at 0xffffffff82000108"},
+		{"the kernel replaced another function of the name", playertest.Rig{Works: true, Listing: "%s/vmlinux/same,1\n%s/vmlinux/only,1\n"},
+			checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "positions", "same,1"},
+		{"a kernel warning is the livepatch's fault", playertest.Rig{Works: true, WarnOnLoad: "[    5.000000] WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"},
+			checks, lab.Fail, livepatch.Unchecked, "cancel", "", "WARNING"},
+		{"an oops at the second call is found", playertest.Rig{Works: true, Second: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "check fixed", "NULL pointer"},
+		{"memory that grows with the calls is found", playertest.Rig{Works: true, Leaks: true}, checks, lab.Fail, livepatch.Unchecked, "leak", "leak-probe end 100", "kmalloc-64 by 100 and 100 objects"},
+		{"canceled, it must leave the old code", playertest.Rig{Works: true, Sticky: true}, checks, lab.Fail, livepatch.Unchecked, "cancel", "check flaw", "does not show"},
+		{"a transition that does not end is its fault", playertest.Rig{Works: true, Stuck: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "await-transition", "did not come within"},
+		{"a lab that does not boot is broken", playertest.Rig{Dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "reboot", "", "no emulator"},
+		{"a kernel that complains before anything was tried is the lab's", playertest.Rig{Works: true, WarnAtBoot: "[    0.100000] WARNING: CPU: 0 PID: 1 at x.c:1 f+0x1/0x2\n"},
+			checks, lab.Broken, livepatch.Unchecked, "cancel", "", "boot without trouble"},
+		{"another build of the same release is the lab's", playertest.Rig{Works: true, OtherBuild: true}, checks, lab.Broken, livepatch.Unchecked, "cancel", "", "it runs build 0200"},
+		{"a line that is cut is the lab's", playertest.Rig{Works: true, Cut: "insmod"}, checks, lab.Broken, livepatch.Unchecked, "cancel", "load-and-cancel", "line closed"},
+		{"a clock that jumps is the lab's, whatever else is wrong", playertest.Rig{Jump: time.Hour}, checks, lab.Broken, livepatch.Unchecked, "load-and-disable", "check fixed", "clock jumped by 1h0m0s"},
+		{"a machine that stood still is the lab's", playertest.Rig{Late: time.Minute}, checks, lab.Broken, livepatch.Unchecked, "load-and-disable", "check fixed", "went by"},
+		{"a transition that is always over too early tells nothing", playertest.Rig{Works: true, Quick: true}, checks, lab.Broken, livepatch.Unchecked, "cancel", "load-and-cancel", "before it could be canceled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			res := try(t, &c.guest, c.checks, built(1))
-			last := res.Scenarios[len(res.Scenarios)-1]
-			if res.Verdict != c.verdict || last.Name != c.last || !strings.Contains(last.Why, c.why) {
-				t.Errorf("verdict %s at %s: %q; want %s at %s", res.Verdict, last.Name, last.Why, c.verdict, c.last)
-			}
-			got := livepatch.Unchecked
-			for _, f := range res.Fixes {
-				got = f.Check
-			}
-			if c.verdict != lab.Broken && got != c.check {
-				t.Errorf("fix is %s, want %s", got, c.check)
-			}
-			dir := t.TempDir()
-			if err := Keep(dir, res); err != nil {
-				t.Fatal(err)
-			}
-			_, err := Read(dir, built(2))
-			if (err == nil) != (c.verdict == lab.Pass) {
-				t.Errorf("verdict %s can be signed: %v", res.Verdict, err == nil)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				tr := trialOf(t, &c.rig, built(1))
+				tr.Checks = c.checks
+				res := run(t, tr)
+				if res.Verdict != c.verdict || res.Version != 2 {
+					t.Errorf("verdict %s, want %s: %+v", res.Verdict, c.verdict, res.Scenarios)
+				}
+				if c.decided != "" {
+					s := res.Scenarios[slices.IndexFunc(res.Scenarios, func(s Scenario) bool { return s.Name == c.decided })]
+					step := ""
+					for _, st := range s.Steps {
+						if st.Line == s.Line {
+							step = st.Text
+						}
+					}
+					if s.Verdict != c.verdict || !strings.Contains(s.Why, c.why) || step != c.step {
+						t.Errorf("%s: %s at %q: %s; want %s at %q: %s", s.Name, s.Verdict, step, s.Why, c.verdict, c.step, c.why)
+					}
+				}
+				if len(res.Fixes) != 1 || res.Fixes[0].Check != c.check {
+					t.Errorf("fixes %+v, want %s", res.Fixes, c.check)
+				}
+				dir := t.TempDir()
+				if err := Keep(dir, res); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := Read(dir, built(2)); (err == nil) != (c.verdict == lab.Pass) {
+					t.Errorf("verdict %s can be signed: %v", res.Verdict, err == nil)
+				}
+			})
 		})
 	}
 }
 
-func TestOnlyThisModulesResultCounts(t *testing.T) {
+func TestRequiredStoriesAreNamedAndApplicable(t *testing.T) {
+	synctest.Test(t, testRequiredStoriesAreNamedAndApplicable)
+}
+
+func testRequiredStoriesAreNamedAndApplicable(t *testing.T) {
+	tr := trialOf(t, &playertest.Rig{Works: true}, built(1))
+	res := run(t, tr)
+	want := []string{"busy-machine", "cancel", "leak", "load-and-disable", "reboot", "replace-sequence-1"}
+	if !slices.Equal(res.Required, want) {
+		t.Errorf("required %q", res.Required)
+	}
+	if len(res.NotApplicable) != 1 || res.NotApplicable[0].Name != "late-module" || !strings.Contains(res.NotApplicable[0].Why, "no module") {
+		t.Errorf("not applicable: %+v", res.NotApplicable)
+	}
+	for _, s := range res.Scenarios {
+		if !s.Required || s.Rig != "fake" || s.Hardware || len(s.Digest) != 64 || s.Finished.IsZero() || s.Proves == "" || len(s.Steps) == 0 {
+			t.Errorf("scenario %+v", s)
+		}
+	}
+	tr.Earlier, tr.Checks = nil, nil
+	tr.Dir = t.TempDir()
+	res = run(t, tr)
+	if len(res.NotApplicable) != 3 || !slices.Equal(res.Required, []string{"busy-machine", "cancel", "load-and-disable", "reboot"}) {
+		t.Errorf("without checks and predecessors: required %q, not applicable %+v", res.Required, res.NotApplicable)
+	}
+}
+
+func TestAnUnchangedRunIsInstantAndAChangedOneIsNot(t *testing.T) {
+	synctest.Test(t, testAnUnchangedRunIsInstantAndAChangedOneIsNot)
+}
+
+func testAnUnchangedRunIsInstantAndAChangedOneIsNot(t *testing.T) {
+	rig := &playertest.Rig{Works: true}
+	tr := trialOf(t, rig, built(1))
+	first := run(t, tr)
+	boots := rig.Boots()
+	if boots != 6 {
+		t.Errorf("%d boots", boots)
+	}
+	again := run(t, tr)
+	if rig.Boots() != boots || again.Verdict != lab.Pass || !again.Scenarios[0].Reused || again.Fixes[0].Check != livepatch.Passed {
+		t.Errorf("again: %d boots more, %+v", rig.Boots()-boots, again)
+	}
+	for i := range first.Scenarios {
+		if first.Scenarios[i].Digest != again.Scenarios[i].Digest {
+			t.Errorf("%s: another digest", first.Scenarios[i].Name)
+		}
+	}
+	for name, change := range map[string]func(*Trial){
+		"the module":     func(tr *Trial) { m := *tr.Built.Module; m.SHA256 = strings.Repeat("a", 64); tr.Built.Module = &m },
+		"a check":        func(tr *Trial) { tr.Checks = map[cve.ID][]byte{playertest.Flaw: []byte("#!/bin/sh\n#\n")} },
+		"the build id":   func(tr *Trial) { rig.OtherBuild, tr.Built.BuildID[0] = true, 2 },
+		"the tables":     func(tr *Trial) { tr.Tables.Vmlinux = otherTable(t) },
+		"the processors": func(tr *Trial) { tr.CPUs = 4 },
+		"the load":       func(tr *Trial) { tr.Busy = time.Minute },
+		"earlier ones": func(tr *Trial) {
+			e := built(1)
+			e.Module.SHA256 = strings.Repeat("b", 64)
+			tr.Earlier = []build.Result{e}
+		},
+		"the rig":        func(*Trial) { rig.Digest = "fake 2" },
+		"an unknown rig": func(*Trial) { rig.Digest = "" },
+		"the wish":       func(tr *Trial) { tr.Again = true },
+		"the kernel": func(tr *Trial) {
+			tr.Kernel = filepath.Join(t.TempDir(), "image")
+			if err := os.WriteFile(tr.Kernel, []byte("image"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		changed := tr
+		rig.Digest, rig.OtherBuild = "fake 1", false
+		change(&changed)
+		before := rig.Boots()
+		run(t, changed)
+		if n := rig.Boots() - before; n != 6 {
+			t.Errorf("with another %s %d of 6 stories were played again", name, n)
+		}
+	}
+}
+
+// otherTable is a table with one function less.
+func otherTable(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "other")
+	text := strings.Replace(playertest.Symbols, "FUNC    GLOBAL DEFAULT    1 only", "OBJECT  GLOBAL DEFAULT    1 only", 1)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestAnInterruptedRunGoesOn(t *testing.T) { synctest.Test(t, testAnInterruptedRunGoesOn) }
+
+func testAnInterruptedRunGoesOn(t *testing.T) {
+	rig := &playertest.Rig{Works: true}
+	tr := trialOf(t, rig, built(1))
+	tr.Parallel = 1
+	ctx, cancel := context.WithCancel(t.Context())
+	rig.OnBoot = func(lab.Spec) {
+		if rig.Boots() == 3 {
+			cancel()
+		}
+	}
+	if _, err := Run(ctx, tr); fault.CodeOf(err) != "interrupted" || fault.KindOf(err) != fault.Unavailable {
+		t.Fatalf("interrupted: %v", err)
+	}
+	done := rig.Boots()
+	res := run(t, tr)
+	if n := rig.Boots() - done; n != 6-2 || res.Verdict != lab.Pass {
+		t.Errorf("%d stories were played to go on, verdict %s", n, res.Verdict)
+	}
+}
+
+func TestWhatWasBrokenIsPlayedAgain(t *testing.T) { synctest.Test(t, testWhatWasBrokenIsPlayedAgain) }
+
+func testWhatWasBrokenIsPlayedAgain(t *testing.T) {
+	rig := &playertest.Rig{Works: true, Cut: "drop_caches"}
+	tr := trialOf(t, rig)
+	if res := run(t, tr); res.Verdict != lab.Broken {
+		t.Fatalf("verdict %s", res.Verdict)
+	}
+	rig.Cut = ""
+	before := rig.Boots()
+	if res := run(t, tr); res.Verdict != lab.Pass || rig.Boots()-before != 1 {
+		t.Errorf("verdict %s after %d stories", res.Verdict, rig.Boots()-before)
+	}
+}
+
+// TestARunThatDiesLeavesNoOutcome: the inputs are on disk before the machine
+// boots, and the outcome of an earlier run is gone by then.
+func TestARunThatDiesLeavesNoOutcome(t *testing.T) { synctest.Test(t, testARunThatDiesLeavesNoOutcome) }
+
+func testARunThatDiesLeavesNoOutcome(t *testing.T) {
+	rig := &playertest.Rig{Works: true}
+	tr := trialOf(t, rig)
+	tr.Only, tr.Again = []string{"cancel"}, true
+	run(t, tr)
+	looked := false
+	rig.OnBoot = func(lab.Spec) {
+		dirs, err := filepath.Glob(filepath.Join(tr.Dir, "cancel-*"))
+		if err != nil || len(dirs) != 1 {
+			t.Fatalf("runs %q, %v", dirs, err)
+		}
+		if _, err := os.Stat(filepath.Join(dirs[0], resultName)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("an outcome while it is played: %v", err)
+		}
+		in, err := ReadRun(tr.Dir, filepath.Base(dirs[0]))
+		if err != nil || in.Name != "cancel" || in.Module.SHA256 != built(2).Module.SHA256 || in.Started.IsZero() {
+			t.Errorf("inputs %+v, %v", in, err)
+		}
+		looked = true
+	}
+	run(t, tr)
+	if !looked {
+		t.Error("not played")
+	}
+}
+
+func TestOnlyThisModulesResultCounts(t *testing.T) { synctest.Test(t, testOnlyThisModulesResultCounts) }
+
+func testOnlyThisModulesResultCounts(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Read(dir, built(2)); fault.CodeOf(err) != "not_tested" {
 		t.Errorf("no result at all: %v", err)
 	}
-	if err := Keep(dir, try(t, &fakeGuest{works: true}, nil)); err != nil {
-		t.Fatal(err)
+	good := run(t, trialOf(t, &playertest.Rig{Works: true}))
+	keep := func(change func(*Result)) {
+		t.Helper()
+		r := good
+		r.Scenarios = slices.Clone(good.Scenarios)
+		change(&r)
+		b, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, resultFile), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
+	keep(func(*Result) {})
 	if _, err := Read(dir, built(2)); err != nil {
 		t.Errorf("own result: %v", err)
 	}
@@ -205,10 +306,61 @@ func TestOnlyThisModulesResultCounts(t *testing.T) {
 	if _, err := Read(dir, other); fault.CodeOf(err) != "not_tested" {
 		t.Errorf("another kernel's result: %v", err)
 	}
+	for name, change := range map[string]func(*Result){
+		"of version 1":           func(r *Result) { r.Version = 1 },
+		"with nothing required":  func(r *Result) { r.Required = nil },
+		"with one missing":       func(r *Result) { r.Scenarios = r.Scenarios[1:] },
+		"with one that failed":   func(r *Result) { r.Scenarios[0].Verdict = lab.Fail },
+		"with one that is wrong": func(r *Result) { r.Scenarios[0].Verdict = "passed" },
+	} {
+		keep(change)
+		if _, err := Read(dir, built(2)); fault.CodeOf(err) != "not_tested" {
+			t.Errorf("a result %s: %v", name, err)
+		}
+	}
 	if err := os.WriteFile(filepath.Join(dir, resultFile), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Read(dir, built(2)); err == nil {
 		t.Error("a torn result was read")
+	}
+}
+
+// TestRigsAddUp: what real hardware found out stays beside what virtual
+// machines did, and each may stop the livepatch.
+func TestRigsAddUp(t *testing.T) { synctest.Test(t, testRigsAddUp) }
+
+func testRigsAddUp(t *testing.T) {
+	dir := t.TempDir()
+	virtual := run(t, trialOf(t, &playertest.Rig{Works: true}))
+	board := virtual
+	board.Scenarios = slices.Clone(virtual.Scenarios)
+	for i := range board.Scenarios {
+		board.Scenarios[i].Rig, board.Scenarios[i].Hardware = "board", true
+	}
+	board.Scenarios[0].Verdict, board.Verdict = lab.Fail, lab.Fail
+	for _, r := range []Result{board, virtual} {
+		if err := Keep(dir, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := Load(dir)
+	if err != nil || len(got.Scenarios) != 2*len(virtual.Scenarios) || got.Verdict != lab.Fail || got.Fixes[0].Check != livepatch.Unchecked {
+		t.Errorf("verdict %s with %d scenarios, %v", got.Verdict, len(got.Scenarios), err)
+	}
+	board.Scenarios[0].Verdict, board.Verdict = lab.Pass, lab.Pass
+	if err := Keep(dir, board); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = Load(dir); err != nil || got.Verdict != lab.Pass || got.Fixes[0].Check != livepatch.Passed {
+		t.Errorf("after a good run: verdict %s, %+v, %v", got.Verdict, got.Fixes, err)
+	}
+	next := virtual
+	next.ModuleSHA256 = strings.Repeat("c", 64)
+	if err := Keep(dir, next); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = Load(dir); err != nil || len(got.Scenarios) != len(virtual.Scenarios) {
+		t.Errorf("another module keeps %d scenarios of the old one", len(got.Scenarios)-len(virtual.Scenarios))
 	}
 }

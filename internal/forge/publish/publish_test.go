@@ -54,8 +54,10 @@ func builtAndTested(t *testing.T, d datadir.Dir, seq livepatch.Sequence) build.R
 	if err := os.WriteFile(b.Module.Path, module, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := proof.Keep(dir, proof.Result{Version: 1, Verdict: lab.Pass, Sequence: seq, ModuleSHA256: b.Module.SHA256,
-		BuildID: b.BuildID.String(), Fixes: []livepatch.Fix{{CVE: "CVE-2026-0001", Check: livepatch.Passed}}}); err != nil {
+	if err := proof.Keep(dir, proof.Result{Version: proof.ResultVersion, Verdict: lab.Pass, Sequence: seq,
+		Required: []string{"load-and-disable"}, Scenarios: []proof.Scenario{{Name: "load-and-disable", Verdict: lab.Pass, Required: true}},
+		ModuleSHA256: b.Module.SHA256,
+		BuildID:      b.BuildID.String(), Fixes: []livepatch.Fix{{CVE: "CVE-2026-0001", Check: livepatch.Passed}}}); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proof
+package player
 
 import (
 	"bufio"
@@ -54,8 +54,8 @@ const firstAddress = 0xffffffff80000000
 // symbols compares the running kernel's own list of symbols with the tables
 // that the builder used. Everything that a livepatch names is found by name
 // and position: a table of another kernel would replace another function.
-func (r *run) symbols(ctx context.Context) error {
-	res, err := r.m.Run(ctx, lab.Command{Argv: []string{"gzip", "-c", "/proc/kallsyms"}, MaxOutput: maxPacked, Timeout: 2 * time.Minute})
+func (p *Player) symbols(ctx context.Context, _ call) error {
+	res, err := p.m.Run(ctx, lab.Command{Argv: []string{"gzip", "-c", "/proc/kallsyms"}, MaxOutput: maxPacked, Timeout: 2 * time.Minute})
 	if err != nil {
 		return err
 	}
@@ -66,16 +66,16 @@ func (r *run) symbols(ctx context.Context) error {
 	if err != nil {
 		return lab.Brokenf(err, "read /proc/kallsyms")
 	}
-	built, err := readTable(r.Tables.Vmlinux)
+	built, err := readTable(p.Tables.Vmlinux)
 	if err != nil {
 		return lab.Brokenf(err, "read the builder's symbol table")
 	}
 	compared, different := compareKernel(built, running[""])
 	for _, m := range slices.Sorted(maps.Keys(running)) {
-		if m == "" || r.Tables.Module == nil || m == r.Built.Sequence.ModuleName() {
+		if m == "" || p.Tables.Module == nil || m == p.Built.Sequence.ModuleName() {
 			continue
 		}
-		table, err := readModule(r.Tables.Module(m))
+		table, err := readModule(p.Tables.Module(m))
 		if err != nil {
 			return lab.Brokenf(err, "read module %s", m)
 		}
@@ -89,15 +89,15 @@ func (r *run) symbols(ctx context.Context) error {
 		return lab.Failf("the builder's symbol table is not the running kernel's: %d of %d functions differ: %s",
 			len(different), compared, strings.Join(different[:min(len(different), maxNamed)], "; "))
 	}
-	r.note = fmt.Sprintf("%d functions are where the builder's tables say", compared)
+	p.note = fmt.Sprintf("%d functions are where the builder's tables say", compared)
 	return nil
 }
 
 // positions looks whether the kernel replaced exactly what the build result
 // says, by name and position.
-func (r *run) positions(ctx context.Context) error {
-	name := r.Built.Sequence.ModuleName()
-	out, err := r.output(ctx, "find", "/sys/kernel/livepatch/"+name, "-mindepth", "2", "-type", "d")
+func (p *Player) positions(ctx context.Context, _ call) error {
+	name := p.Built.Sequence.ModuleName()
+	out, err := p.output(ctx, "find", "/sys/kernel/livepatch/"+name, "-mindepth", "2", "-type", "d")
 	if err != nil {
 		return err
 	}
@@ -106,11 +106,11 @@ func (r *run) positions(ctx context.Context) error {
 		have = append(have, strings.TrimPrefix(f, "/sys/kernel/livepatch/"+name+"/"))
 	}
 	slices.Sort(have)
-	want := listed(r.Built)
+	want := listed(p.Built)
 	if !slices.Equal(have, want) {
 		return lab.Failf("the kernel lists %q, built was %q", have, want)
 	}
-	r.note = fmt.Sprintf("%d functions", len(have))
+	p.note = fmt.Sprintf("%d functions", len(have))
 	return nil
 }
 

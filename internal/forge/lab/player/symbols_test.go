@@ -1,52 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proof
+package player
 
 import (
-	"bytes"
-	"compress/gzip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"klatch/internal/forge/lab/player/playertest"
 )
-
-// builtSymbols is a builder's table in the order of a linker: "same" is there
-// three times, and the first by address is the last here.
-const builtSymbols = `
-Symbol table '.symtab' contains 9 entries:
-   Num:    Value          Size Type    Bind   Vis      Ndx Name
-     0: 0000000000000000     0 NOTYPE  LOCAL  DEFAULT  UND 
-     1: 0000000000000000     0 FILE    LOCAL  DEFAULT  ABS a.c
-     2: ffffffff81000300    16 FUNC    LOCAL  DEFAULT    1 same
-     3: ffffffff81000400    16 OBJECT  LOCAL  DEFAULT    3 same
-     4: 0000000000000000     0 FILE    LOCAL  DEFAULT  ABS b.c
-     5: ffffffff81000200    16 FUNC    LOCAL  DEFAULT    1 same
-     6: ffffffff81000100    16 FUNC    GLOBAL DEFAULT    1 only
-     7: ffffffff81000000     0 NOTYPE  GLOBAL DEFAULT    1 _text
-     8: 0000000000000040     8 OBJECT  LOCAL  DEFAULT    2 percpu
-     9: ffffffff81000500     8 OBJECT  LOCAL  DEFAULT    3 variable
-`
-
-// runningSymbols is the same kernel, moved by 16 MiB, with what it does not
-// say in the table.
-const runningSymbols = `0000000000000040 A percpu
-ffffffff82000000 T _text
-ffffffff82000100 T only
-ffffffff82000200 t same
-ffffffff82000300 t same
-ffffffff82000400 d same
-ffffffffc0001000 t same	[m]
-ffffffffc0001010 t other	[m]
-`
-
-func packed(text string) []byte {
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	_, _ = z.Write([]byte(text))
-	_ = z.Close()
-	return b.Bytes()
-}
 
 func TestEachWrongSymbolIsSeen(t *testing.T) {
 	for _, c := range []struct{ name, from, to, why string }{
@@ -59,12 +22,12 @@ func TestEachWrongSymbolIsSeen(t *testing.T) {
 		{"no start", "_text", "_texd", "_text"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			running, err := readKallsyms(packed(strings.Replace(runningSymbols, c.from, c.to, 1)))
+			running, err := readKallsyms(playertest.Packed(strings.Replace(playertest.Running, c.from, c.to, 1)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			file := filepath.Join(t.TempDir(), "table")
-			if err := os.WriteFile(file, []byte(builtSymbols), 0o644); err != nil {
+			if err := os.WriteFile(file, []byte(playertest.Symbols), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			built, err := readTable(file)
@@ -78,7 +41,7 @@ func TestEachWrongSymbolIsSeen(t *testing.T) {
 		})
 	}
 	for _, bad := range []string{"zzz T _text\n", "ffffffff82000000\n"} {
-		if _, err := readKallsyms(packed(bad)); err == nil {
+		if _, err := readKallsyms(playertest.Packed(bad)); err == nil {
 			t.Errorf("%q was read", bad)
 		}
 	}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package player
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"klatch/internal/forge/lab"
+	"klatch/internal/kernel"
+)
+
+// begin looks whether the machine is the one that was asked for, before
+// anything of the livepatch is on it: what is wrong now is the lab's.
+func (p *Player) begin(ctx context.Context) error {
+	text, err := p.m.Console()
+	if err != nil {
+		return err
+	}
+	p.before = text
+	if t := lab.ScanConsole(text); len(t) > 0 {
+		return lab.Brokenf(errors.New(t[0].Title), "boot without trouble")
+	}
+	return p.sameKernel(ctx)
+}
+
+// readings is one look at the guest: its kernel and its two clocks.
+const readings = "uname -r; cut -d' ' -f1 /proc/uptime; date +%s; cat /sys/kernel/notes"
+
+// sameKernel refuses a machine that runs another kernel build, and starts the
+// watch over its clocks.
+func (p *Player) sameKernel(ctx context.Context) error {
+	release, notes, c, err := p.look(ctx)
+	if err != nil {
+		return err
+	}
+	if release != string(p.Built.Kernel) {
+		return lab.Brokenf(fmt.Errorf("it runs %q", release), "boot kernel %s", p.Built.Kernel)
+	}
+	id, err := kernel.ParseNotes(notes)
+	if err != nil {
+		return lab.Brokenf(err, "read the kernel's build id")
+	}
+	if id != p.Built.BuildID {
+		return lab.Brokenf(fmt.Errorf("it runs build %s", id), "boot kernel %s, build %s", p.Built.Kernel, p.Built.BuildID)
+	}
+	p.clock = c
+	return nil
+}
+
+func (p *Player) look(ctx context.Context) (release string, notes []byte, c clock, err error) {
+	c = clock{bootID: p.m.BootID(), host: time.Now()}
+	res, err := p.m.Run(ctx, lab.Command{Argv: []string{"sh", "-c", readings}})
+	if err != nil {
+		return "", nil, c, err
+	}
+	parts := bytes.SplitN(res.Stdout, []byte{'\n'}, 4)
+	if res.Exit != 0 || len(parts) != 4 {
+		return "", nil, c, lab.Brokenf(fmt.Errorf("exit status %d: %q", res.Exit, res.Stderr), "look at the guest")
+	}
+	up, err1 := strconv.ParseFloat(string(parts[1]), 64)
+	wall, err2 := strconv.ParseInt(string(parts[2]), 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		return "", nil, c, lab.Brokenf(err, "read the guest's clocks")
+	}
+	c.up, c.wall = time.Duration(up*float64(time.Second)), time.Duration(wall)*time.Second
+	return string(parts[0]), parts[3], c, nil
+}
+
+// clock is one reading of the guest's clocks beside ours.
+type clock struct {
+	bootID   string
+	host     time.Time
+	up, wall time.Duration
+}
+
+// Limits of what clocks may differ by. The guest's two move together; that of
+// an emulated guest follows the host's a little late.
+const (
+	maxSet   = 5 * time.Second
+	maxDrift = 20 * time.Second
+)
+
+// jumped says what is wrong with the guest's clocks since c. A machine whose
+// time jumps, or that stood still, tells nothing about a livepatch: time
+// limits in the kernel and in programs ran out for another reason.
+func (c clock) jumped(now clock) error {
+	if c.host.IsZero() || c.bootID != now.bootID {
+		return nil
+	}
+	up, wall, host := now.up-c.up, now.wall-c.wall, now.host.Sub(c.host)
+	if d := (wall - up).Abs(); d > maxSet {
+		return fmt.Errorf("the guest's clock jumped by %s", d.Round(time.Second))
+	}
+	if d := (host - up).Abs(); d > maxDrift+host/5 {
+		return fmt.Errorf("the guest counted %s while %s went by", up.Round(time.Second), host.Round(time.Second))
+	}
+	return nil
+}
+
+// clockLimit bounds the last look at the clocks of a machine that may be dead.
+const clockLimit = 30 * time.Second
+
+// judge decides. A clock that jumped outweighs even trouble on the console: a
+// kernel whose time jumps complains of stalls that are none.
+func (p *Player) judge(ctx context.Context, err error, out *Outcome) {
+	text, cerr := p.m.Console()
+	if cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	out.Console = strings.TrimPrefix(text, p.before)
+	out.Verdict, out.Trouble = lab.JudgeTroubles(err, p.troubles(out.Console))
+	switch {
+	case err != nil && out.Verdict == lab.Broken:
+		out.Why = err.Error()
+	case len(out.Trouble) > 0:
+		out.Why = out.Trouble[0].Title
+		if _, ok := errors.AsType[*lab.FailError](err); ok {
+			out.Why += "; " + err.Error()
+		}
+	case err != nil:
+		out.Why = err.Error()
+	}
+	if p.clock.host.IsZero() || out.Verdict == lab.Broken || p.m.BootID() != p.clock.bootID {
+		return // not begun, or not the same boot
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clockLimit)
+	defer cancel()
+	_, _, now, lookErr := p.look(ctx)
+	switch {
+	case lookErr == nil:
+		lookErr = lab.Brokenf(p.clock.jumped(now), "keep time")
+	case out.Verdict == lab.Fail:
+		return // dead of what the console or the check says
+	}
+	if lookErr != nil {
+		out.Verdict, out.Why = lab.Broken, lookErr.Error()
+	}
+}
+
+// troubles finds what the kernel complained about and the story does not
+// expect.
+func (p *Player) troubles(console string) []lab.Trouble {
+	return slices.DeleteFunc(lab.ScanConsole(console), func(t lab.Trouble) bool {
+		return slices.ContainsFunc(p.allow, func(re *regexp.Regexp) bool { return re.MatchString(t.Title) })
+	})
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package player
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"klatch/internal/forge/lab"
+)
+
+// leakProbe holds what the kernel's memory was at each look.
+type leakProbe struct{ looks []memory }
+
+// memory is what the kernel holds: objects by slab cache, and pages that
+// belong to nothing that /proc/meminfo counts.
+type memory struct {
+	objects map[string]int
+	pages   int
+}
+
+// defaultCalls is how many calls a round has that does not say. What grows by
+// three of four of them in each of two rounds grows with the calls: the noise
+// of a small guest is below that, and not twice in a row.
+const defaultCalls = 100
+
+func leakArgs(args []string) error {
+	if len(args) == 0 || len(args) > 2 || !slices.Contains([]string{"begin", "again", "end"}, args[0]) {
+		return errors.New("want begin, again or end")
+	}
+	if len(args) == 2 {
+		if args[0] != "end" {
+			return errors.New("only end takes a number of calls")
+		}
+		_, err := positive(args[1], maxCalls)
+		return err
+	}
+	return nil
+}
+
+// settleScript frees what is free to be freed, so that only what is in use is
+// counted: caches of files, lists of free pages and of free objects kept by each
+// CPU, and objects that wait for a grace period.
+const settleScript = `sync
+echo 3 > /proc/sys/vm/drop_caches
+sleep 1
+for f in /sys/kernel/slab/*/shrink; do echo 1 > $f; done 2>/dev/null
+echo 1 > /proc/sys/vm/compact_memory 2>/dev/null
+cat /proc/meminfo
+echo slabs
+cat /proc/slabinfo`
+
+func (p *Player) leakProbe(ctx context.Context, c call) error {
+	if word, n := c.args[0], len(p.leak.looks); word == "begin" {
+		p.leak.looks = nil
+	} else if want := map[string]int{"again": 1, "end": 2}[word]; n != want {
+		return lab.Brokenf(fmt.Errorf("%s after %d looks", word, n), "probe for leaks: begin, again, end")
+	}
+	res, err := p.m.Run(ctx, lab.Command{Argv: []string{"sh", "-c", settleScript}, Timeout: 2 * time.Minute})
+	if err != nil {
+		return err
+	}
+	if res.Exit != 0 || res.TimedOut || res.Truncated {
+		return lab.Brokenf(fmt.Errorf("exit status %d: %s", res.Exit, shorten(string(res.Stderr))), "look at the kernel's memory")
+	}
+	m, err := readMemory(string(res.Stdout))
+	if err != nil {
+		return lab.Brokenf(err, "look at the kernel's memory")
+	}
+	p.leak.looks = append(p.leak.looks, m)
+	if c.args[0] != "end" {
+		return nil
+	}
+	calls := defaultCalls
+	if len(c.args) > 1 {
+		if calls, err = positive(c.args[1], maxCalls); err != nil {
+			return err
+		}
+	}
+	p.note, err = p.leak.compare(calls)
+	return err
+}
+
+// compare says what grew with the calls.
+func (l leakProbe) compare(calls int) (note string, err error) {
+	a, b, c := l.looks[0], l.looks[1], l.looks[2]
+	grew := calls * 3 / 4
+	var leaks []string
+	most, of := 0, "nothing"
+	for _, cache := range slices.Sorted(maps.Keys(c.objects)) {
+		first, second := b.objects[cache]-a.objects[cache], c.objects[cache]-b.objects[cache]
+		if n := min(first, second); n > most {
+			most, of = n, cache
+		}
+		if min(first, second) >= grew {
+			leaks = append(leaks, fmt.Sprintf("%s by %d and %d objects", cache, first, second))
+		}
+	}
+	first, second := b.pages-a.pages, c.pages-b.pages
+	if min(first, second) >= grew {
+		leaks = append(leaks, fmt.Sprintf("pages by %d and %d", first, second))
+	}
+	if len(leaks) > 0 {
+		return "", lab.Failf("the kernel's memory grows with the calls, in two rounds of %d: %s", calls, strings.Join(leaks, "; "))
+	}
+	return fmt.Sprintf("two rounds of %d calls: %s grew most, by %d objects; pages by %d and %d", calls, of, most, first, second), nil
+}
+
+// counted are the parts of MemTotal in /proc/meminfo that are not the
+// kernel's own pages, or are counted as slab objects.
+var counted = []string{"MemFree", "Buffers", "Cached", "SwapCached", "AnonPages", "Slab", "KernelStack", "PageTables"}
+
+const pageKiB = 4
+
+func readMemory(text string) (memory, error) {
+	m := memory{objects: map[string]int{}}
+	info, slabs, ok := strings.Cut(text, "\nslabs\n")
+	if !ok {
+		return m, errors.New("no slabinfo")
+	}
+	kib := map[string]int{}
+	for line := range strings.Lines(info) {
+		name, rest, _ := strings.Cut(line, ":")
+		if f := strings.Fields(rest); len(f) > 0 {
+			n, err := strconv.Atoi(f[0])
+			if err != nil {
+				return m, fmt.Errorf("meminfo %q: %w", line, err)
+			}
+			kib[name] = n
+		}
+	}
+	if kib["MemTotal"] == 0 {
+		return m, errors.New("no MemTotal in meminfo")
+	}
+	m.pages = kib["MemTotal"]
+	for _, c := range counted {
+		m.pages -= kib[c]
+	}
+	m.pages /= pageKiB
+	for line := range strings.Lines(slabs) {
+		f := strings.Fields(line)
+		if len(f) < 3 || strings.HasPrefix(line, "#") || strings.HasPrefix(line, "slabinfo") {
+			continue
+		}
+		n, err := strconv.Atoi(f[1])
+		if err != nil {
+			return m, fmt.Errorf("slabinfo %q: %w", line, err)
+		}
+		m.objects[f[0]] = n
+	}
+	if len(m.objects) == 0 {
+		return m, errors.New("slabinfo is empty")
+	}
+	return m, nil
+}
