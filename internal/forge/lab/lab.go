@@ -44,6 +44,30 @@ type Rig interface {
 	Boot(ctx context.Context, s Spec) (Machine, error)
 }
 
+// About says what kind of machine a result comes from. The stored words are
+// never renamed.
+type About struct {
+	// Kind is Virtual or Hardware.
+	Kind string `json:"kind"`
+	// Name of the board; virtual machines have none.
+	Name string `json:"name,omitempty"`
+}
+
+// The kinds of machines.
+const (
+	Virtual  = "virtual"
+	Hardware = "hardware"
+)
+
+// Describe says what kind of machines a rig makes: virtual ones, unless its
+// driver has a method About that says otherwise.
+func Describe(r Rig) About {
+	if d, ok := r.(interface{ About() About }); ok {
+		return d.About()
+	}
+	return About{Kind: Virtual}
+}
+
 // Spec says what machine is wanted. The zero value of each optional field is
 // a good choice of the driver.
 type Spec struct {
@@ -175,22 +199,4 @@ type Result struct {
 	Truncated bool
 	TimedOut  bool
 	Took      time.Duration
-}
-
-// About is what a rig says of itself, for results and for who reads them.
-type About struct {
-	// Name is the rig's kind, such as qemu or board. It is stored and never
-	// renamed.
-	Name string `json:"name"`
-	// Hardware: the machines are real ones.
-	Hardware bool `json:"hardware"`
-	// Digest is of everything of the rig that a result may depend on: its
-	// programs, the guest's side of the line. Without one no result of this
-	// rig is used a second time.
-	Digest string `json:"digest,omitempty"`
-}
-
-// Describer is a Rig that says what it is. One that does not is called unknown.
-type Describer interface {
-	About(ctx context.Context) (About, error)
 }

@@ -3,6 +3,7 @@
 package proof
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -25,7 +26,7 @@ type Inputs struct {
 	Player   int                `json:"player"` // player.Version
 	Name     string             `json:"name"`
 	Story    string             `json:"story"` // SHA-256 of its text
-	Rig      lab.About          `json:"rig"`
+	Rig      Rig                `json:"rig"`
 	Kernel   Input              `json:"kernel"` // image
 	BuildID  string             `json:"build_id"`
 	Sequence livepatch.Sequence `json:"sequence"`
@@ -42,6 +43,15 @@ type Inputs struct {
 	// Not part of the digest.
 	Started time.Time `json:"started,omitzero"`
 }
+
+// Rig is what a story was played on.
+type Rig struct {
+	lab.About
+	Digest string `json:"digest,omitempty"` // lab.Identity
+}
+
+// name is that of the board, or "virtual".
+func (r Rig) name() string { return cmp.Or(r.Name, r.Kind) }
 
 // Input is one file.
 type Input struct {
@@ -83,8 +93,8 @@ func digestOf(b []byte) string {
 
 // inputs collects what a plan depends on. A story of which something is
 // missing, such as the kernel's image, fails when it is played, not here.
-func (t Trial) inputs(p plan, about lab.About, h hasher) (Inputs, error) {
-	in := Inputs{Version: inputsVersion, Player: player.Version, Name: p.name, Story: digestOf(p.Story.Text), Rig: about,
+func (t Trial) inputs(p plan, rig Rig, h hasher) (Inputs, error) {
+	in := Inputs{Version: inputsVersion, Player: player.Version, Name: p.name, Story: digestOf(p.Story.Text), Rig: rig,
 		BuildID: t.Built.BuildID.String(), Sequence: t.Built.Sequence, CPUs: t.CPUs, Busy: p.Busy,
 		Module: Input{SHA256: t.Built.Module.SHA256, Path: t.Built.Module.Path}}
 	if p.Over != nil {

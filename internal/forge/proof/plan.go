@@ -85,11 +85,9 @@ func (t Trial) plan(ctx context.Context) ([]plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	about := lab.About{Name: "unknown"}
-	if d, ok := t.Rig.(lab.Describer); ok {
-		if about, err = d.About(ctx); err != nil {
-			return nil, err
-		}
+	rig := Rig{About: lab.Describe(t.Rig)}
+	if rig.Digest, err = lab.Identity(ctx, t.Rig); err != nil {
+		return nil, err
 	}
 	subject := player.Subject{Built: t.Built, Earlier: t.Earlier, Tables: t.Tables, Checks: t.Checks}
 	hashes := hasher{}
@@ -117,7 +115,7 @@ func (t Trial) plan(ctx context.Context) ([]plan, error) {
 		for _, need := range p.Story.Needs {
 			p.lacks = cmp.Or(p.lacks, p.Lacks(need))
 		}
-		if p.inputs, err = t.inputs(*p, about, hashes); err != nil {
+		if p.inputs, err = t.inputs(*p, rig, hashes); err != nil {
 			return nil, err
 		}
 		if p.digest, err = p.inputs.digest(); err != nil {

@@ -182,7 +182,7 @@ func (t Trial) play(ctx context.Context, st store, p plan) (Scenario, error) {
 // before somebody looks at the machine.
 func (t Trial) perform(ctx context.Context, p plan, keep func(s Scenario, console string) error) (Scenario, error) {
 	s := Scenario{Name: p.name, Proves: p.Story.Proves, Digest: p.digest, Run: p.run(), Required: p.required,
-		Rig: p.inputs.Rig.Name, Hardware: p.inputs.Rig.Hardware, Steps: []player.Step{}, Trouble: []lab.Trouble{}}
+		Rig: p.inputs.Rig.name(), Hardware: p.inputs.Rig.Kind == lab.Hardware, Steps: []player.Step{}, Trouble: []lab.Trouble{}}
 	pl, err := player.New(p.Play)
 	if err != nil {
 		return s, err

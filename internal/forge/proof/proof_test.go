@@ -70,6 +70,7 @@ func TestVerdicts(t *testing.T) {
 		{"memory that grows with the calls is found", playertest.Rig{Works: true, Leaks: true}, checks, lab.Fail, livepatch.Unchecked, "leak", "leak-probe end 100", "kmalloc-64 by 100 and 100 objects"},
 		{"canceled, it must leave the old code", playertest.Rig{Works: true, Sticky: true}, checks, lab.Fail, livepatch.Unchecked, "cancel", "check flaw", "does not show"},
 		{"a transition that does not end is its fault", playertest.Rig{Works: true, Stuck: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "await-transition", "did not come within"},
+		{"a taint that no livepatch brings is its fault", playertest.Rig{Works: true, Taint: 1 << 9}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "", "0x200"},
 		{"a lab that does not boot is broken", playertest.Rig{Dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "reboot", "", "no emulator"},
 		{"a kernel that complains before anything was tried is the lab's", playertest.Rig{Works: true, WarnAtBoot: "[    0.100000] WARNING: CPU: 0 PID: 1 at x.c:1 f+0x1/0x2\n"},
 			checks, lab.Broken, livepatch.Unchecked, "cancel", "", "boot without trouble"},
@@ -129,7 +130,7 @@ func testRequiredStoriesAreNamedAndApplicable(t *testing.T) {
 		t.Errorf("not applicable: %+v", res.NotApplicable)
 	}
 	for _, s := range res.Scenarios {
-		if !s.Required || s.Rig != "fake" || s.Hardware || len(s.Digest) != 64 || s.Finished.IsZero() || s.Proves == "" || len(s.Steps) == 0 {
+		if !s.Required || s.Rig != "virtual" || s.Hardware || len(s.Digest) != 64 || s.Finished.IsZero() || s.Proves == "" || len(s.Steps) == 0 {
 			t.Errorf("scenario %+v", s)
 		}
 	}

@@ -24,13 +24,15 @@ import (
 //	content/SHA256    checks and other files of runs, each once
 type store struct{ dir string }
 
+// ConsoleFile is the kernel's log in the folder of a run.
+const ConsoleFile = "console.log"
+
 // Names in the folder of a run, and limits of reading them.
 const (
-	inputsFile  = "inputs.json"
-	storyFile   = "story.txtar"
-	resultName  = "result.json"
-	consoleFile = "console.log"
-	contentDir  = "content"
+	inputsFile = "inputs.json"
+	storyFile  = "story.txtar"
+	resultName = "result.json"
+	contentDir = "content"
 
 	maxJSON    = 64 << 20
 	maxConsole = 1 << 20 // bytes that are kept of a console, its end
@@ -90,7 +92,7 @@ func (st store) end(p plan, s Scenario, console string) error {
 	if over := len(console) - maxConsole; over > 0 {
 		console = console[over:]
 	}
-	if err := durable.WriteFile(st.path(p, consoleFile), []byte(console), 0o644); err != nil {
+	if err := durable.WriteFile(st.path(p, ConsoleFile), []byte(console), 0o644); err != nil {
 		return err
 	}
 	return writeJSON(st.path(p, resultName), s)

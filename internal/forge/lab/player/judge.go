@@ -31,8 +31,13 @@ func (p *Player) begin(ctx context.Context) error {
 	return p.sameKernel(ctx)
 }
 
-// readings is one look at the guest: its kernel and its two clocks.
-const readings = "uname -r; cut -d' ' -f1 /proc/uptime; date +%s; cat /sys/kernel/notes"
+// readings is one look at the guest: its kernel, its two clocks and its taint.
+const readings = "uname -r; cut -d' ' -f1 /proc/uptime; date +%s; cat /proc/sys/kernel/tainted /sys/kernel/notes"
+
+// Taints that come with a livepatch: a module that was not built with the
+// kernel, without a signature that it knows, which is a livepatch
+// (Documentation/admin-guide/tainted-kernels.rst, bits 12, 13 and 15).
+const expectedTaint = 1<<12 | 1<<13 | 1<<15
 
 // sameKernel refuses a machine that runs another kernel build, and starts the
 // watch over its clocks.
@@ -61,24 +66,27 @@ func (p *Player) look(ctx context.Context) (release string, notes []byte, c cloc
 	if err != nil {
 		return "", nil, c, err
 	}
-	parts := bytes.SplitN(res.Stdout, []byte{'\n'}, 4)
-	if res.Exit != 0 || len(parts) != 4 {
+	parts := bytes.SplitN(res.Stdout, []byte{'\n'}, 5)
+	if res.Exit != 0 || len(parts) != 5 {
 		return "", nil, c, lab.Brokenf(fmt.Errorf("exit status %d: %q", res.Exit, res.Stderr), "look at the guest")
 	}
 	up, err1 := strconv.ParseFloat(string(parts[1]), 64)
 	wall, err2 := strconv.ParseInt(string(parts[2]), 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
-		return "", nil, c, lab.Brokenf(err, "read the guest's clocks")
+	taint, err3 := strconv.ParseUint(string(parts[3]), 10, 64)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return "", nil, c, lab.Brokenf(err, "read the guest's clocks and taint")
 	}
+	c.taint = taint
 	c.up, c.wall = time.Duration(up*float64(time.Second)), time.Duration(wall)*time.Second
-	return string(parts[0]), parts[3], c, nil
+	return string(parts[0]), parts[4], c, nil
 }
 
-// clock is one reading of the guest's clocks beside ours.
+// clock is one reading of the guest's clocks beside ours, and of its taint.
 type clock struct {
 	bootID   string
 	host     time.Time
 	up, wall time.Duration
+	taint    uint64
 }
 
 // Limits of what clocks may differ by. The guest's two move together; that of
@@ -142,6 +150,11 @@ func (p *Player) judge(ctx context.Context, err error, out *Outcome) {
 	}
 	if lookErr != nil {
 		out.Verdict, out.Why = lab.Broken, lookErr.Error()
+		return
+	}
+	// A story that expects a warning expects its taint.
+	if more := now.taint &^ (p.clock.taint | expectedTaint); more != 0 && out.Verdict == lab.Pass && len(p.allow) == 0 {
+		out.Verdict, out.Why = lab.Fail, fmt.Sprintf("the kernel is tainted by more than a livepatch: %#x", more)
 	}
 }
 

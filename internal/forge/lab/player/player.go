@@ -203,28 +203,36 @@ func (p *Player) applies(cs []story.Condition) bool {
 	return !slices.ContainsFunc(cs, func(c story.Condition) bool { return (p.Lacks(c.Need) == "") == c.Not })
 }
 
-// variable is the value of ${NAME}.
-func (p *Player) variable(name string) string {
-	switch name {
-	case "BUSY":
-		return cmp.Or(p.Busy, DefaultBusy).String()
-	case "THIS":
-		return p.Built.Sequence.ModuleName()
-	case "EARLIER":
+// variables are what ${NAME} may be.
+var variables = []struct {
+	name, says string
+	value      func(p *Player) string
+}{
+	{"BUSY", "how long the busy machine is kept busy (`--busy`, 15s)", func(p *Player) string { return cmp.Or(p.Busy, DefaultBusy).String() }},
+	{"EARLIER", "name of the module of the earlier sequence; empty where there is none", func(p *Player) string {
 		if e := p.earlier(); e != nil {
 			return e.Sequence.ModuleName()
 		}
-	case "RELEASE":
-		return string(p.Built.Kernel)
-	case "PID":
+		return ""
+	}},
+	{"PID", "process id of the program that `start` started last", func(p *Player) string {
 		if n := len(p.programs); n > 0 {
 			return p.programs[n-1].pid
+		}
+		return ""
+	}},
+	{"RELEASE", "the kernel release", func(p *Player) string { return string(p.Built.Kernel) }},
+	{"THIS", "name of the livepatch's module", func(p *Player) string { return p.Built.Sequence.ModuleName() }},
+}
+
+func (p *Player) variable(name string) string {
+	for _, v := range variables {
+		if v.name == name {
+			return v.value(p)
 		}
 	}
 	return ""
 }
-
-var variables = []string{"BUSY", "EARLIER", "PID", "RELEASE", "THIS"}
 
 // earlier is the sequence that "earlier" means: the story's, or the newest.
 func (p *Player) earlier() *build.Result {

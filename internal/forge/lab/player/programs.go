@@ -24,7 +24,7 @@ const exitLab = 75
 var programVerbs = []verb{
 	{"run", "PROGRAM [ARGUMENT...]", "runs a program to its end; it must end with status 0, or with `!` another one. Status 75 says that the lab lacks something. Files of the story go by their names", true,
 		count(1, 64), (*Player).run},
-	{"stdout", "REGEXP", "the output of the last `run`, or of what `stop` ended, matches; with `!` it does not", true, oneRegexp,
+	{"stdout", "REGEXP", "the output of the last `run`, or of what `stop` ended, matches (`^` and `$` are those of a line); with `!` it does not", true, oneRegexp,
 		func(p *Player, _ context.Context, c call) error { return matches("output", string(p.last.Stdout), c) }},
 	{"stderr", "REGEXP", "the same for its error output", true, oneRegexp,
 		func(p *Player, _ context.Context, c call) error {
@@ -39,7 +39,7 @@ var programVerbs = []verb{
 }
 
 func matches(what, text string, c call) error {
-	re, err := regexp.Compile(c.args[0])
+	re, err := regexp.Compile("(?m)" + c.args[0])
 	if err != nil {
 		return err
 	}

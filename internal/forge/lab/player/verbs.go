@@ -86,12 +86,15 @@ func (p Play) Lacks(need string) string {
 
 // Grammar is the language as the player speaks it.
 func Grammar() story.Grammar {
-	g := story.Grammar{Commands: map[string]story.Command{}, Variables: variables}
+	g := story.Grammar{Commands: map[string]story.Command{}}
 	for _, v := range verbs() {
 		g.Commands[v.name] = story.Command{Check: v.check, MayFail: v.not}
 	}
 	for _, n := range needs {
 		g.Needs = append(g.Needs, n.name)
+	}
+	for _, v := range variables {
+		g.Variables = append(g.Variables, v.name)
 	}
 	return g
 }

@@ -98,7 +98,7 @@ func Packed(text string) []byte {
 
 // Rig makes machines that behave as it says.
 type Rig struct {
-	Digest string // of lab.About
+	Digest string // what lab.Identity says
 
 	Works      bool   // the livepatch fixes the flaw
 	Flawless   bool   // the kernel never had the flaw
@@ -114,6 +114,7 @@ type Rig struct {
 	Listing    string // empty: what Built says; %s is the livepatch's folder
 	WarnOnLoad string // on the console
 	WarnAtBoot string
+	Taint      int           // of the kernel, once a livepatch was loaded
 	OtherBuild bool          // it runs another build of the same release
 	Jump       time.Duration // the guest's clock, once a livepatch was loaded
 	Late       time.Duration // the guest counts less than goes by
@@ -123,10 +124,8 @@ type Rig struct {
 	OnBoot     func(s lab.Spec)
 }
 
-// About implements lab.Describer.
-func (r *Rig) About(context.Context) (lab.About, error) {
-	return lab.About{Name: "fake", Digest: r.Digest}, nil
-}
+// Identity implements lab.Identity.
+func (r *Rig) Identity(context.Context) (string, error) { return r.Digest, nil }
 
 // Boot implements lab.Rig.
 func (r *Rig) Boot(_ context.Context, s lab.Spec) (lab.Machine, error) {
@@ -205,7 +204,7 @@ func (m *machine) run(c lab.Command, line string) (lab.Result, error) {
 		m.sticks, m.loaded = m.Sticky, nil
 		return say(0, "0\n")
 	case strings.HasSuffix(line, "/transition"):
-		return say(0, "%d\n", map[bool]int{true: 1}[m.Stuck])
+		return say(0, "%d\n", map[bool]int{true: 1}[m.Stuck && len(m.loaded) > 0])
 	case strings.HasSuffix(line, "/enabled") && c.Argv[0] == "cat":
 		return say(0, "1\n")
 	case strings.HasPrefix(line, "sh -c echo 0 > "):
@@ -233,6 +232,12 @@ func (m *machine) run(c lab.Command, line string) (lab.Result, error) {
 		return say(0, "%s\n", strings.Join(c.Argv[1:], " "))
 	case c.Argv[0] == "false":
 		return say(1, "")
+	case c.Argv[0] == "lacks":
+		return say(75, "no such device")
+	case strings.HasPrefix(line, "sh -c out=$1"):
+		return say(0, "77\n")
+	case strings.HasPrefix(line, "sh -c kill -TERM"):
+		return say(0, "ended")
 	}
 	return lab.Result{}, fmt.Errorf("the fake guest does not know %q", line)
 }
@@ -256,7 +261,11 @@ func (m *machine) readings() (lab.Result, error) {
 		up -= m.Late
 		wall -= m.Late
 	}
-	return say(0, "%s\n%.2f\n%d\n%s", Release, up.Seconds(), int(wall.Seconds()), notes)
+	taint := 0
+	if len(m.modules) > 0 || m.calls > 0 {
+		taint = 1<<12 | m.Taint
+	}
+	return say(0, "%s\n%.2f\n%d\n%d\n%s", Release, up.Seconds(), int(wall.Seconds()), taint, notes)
 }
 
 func (m *machine) insmod(file string) (lab.Result, error) {

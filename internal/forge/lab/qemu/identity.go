@@ -13,23 +13,21 @@ import (
 	"klatch/internal/forge/lab"
 )
 
-var _ lab.Describer = (*Rig)(nil)
-
-// About implements lab.Describer. Which accelerator is used does not change
-// what a livepatch does, and is not part of the digest.
-func (r *Rig) About(ctx context.Context) (lab.About, error) {
+// Identity implements lab.Identity. Which accelerator is used does not change
+// what a livepatch does, and is not part of it.
+func (r *Rig) Identity(ctx context.Context) (string, error) {
 	host, err := r.host(ctx)
 	if err != nil {
-		return lab.About{}, lab.Brokenf(err, "describe the rig")
+		return "", lab.Brokenf(err, "describe the rig")
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "qemu 1\n%s\n", host.Emulator) //nolint:errcheck // a hash takes everything
 	for _, program := range []string{r.cfg.Guest, r.cfg.Busybox} {
 		if err := addFile(h, program); err != nil {
-			return lab.About{}, lab.Brokenf(err, "describe the rig")
+			return "", lab.Brokenf(err, "describe the rig")
 		}
 	}
-	return lab.About{Name: "qemu", Digest: hex.EncodeToString(h.Sum(nil))}, nil
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func addFile(h io.Writer, path string) error {
