@@ -25,6 +25,7 @@ import (
 	"klatch/internal/forge/lab/qemu"
 	"klatch/internal/forge/lab/shell"
 	"klatch/internal/forge/proof"
+	"klatch/internal/forge/proof/page"
 	"klatch/internal/forge/queue"
 	"klatch/internal/kernel"
 )
@@ -176,7 +177,10 @@ func runTest(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags) (pr
 	if err := proof.Keep(dir, res); err != nil {
 		return res, err
 	}
-	return proof.Load(dir) // with what other rigs found out
+	if res, err = proof.Load(dir); err != nil { // with what other rigs found out
+		return res, err
+	}
+	return res, page.Write(dir, page.Input{Result: res, Built: t.Built, RunsDir: t.Dir, Made: version})
 }
 
 // lookAround is the shell on a machine whose story has ended.

@@ -11,15 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"klatch/internal/cve"
-	"klatch/internal/forge/build"
-	"klatch/internal/forge/build/objbuild"
-	"klatch/internal/forge/compose"
-	"klatch/internal/forge/demo"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/lab/labtest"
 	"klatch/internal/forge/lab/qemu"
-	"klatch/internal/forge/queue"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/testkit"
 	"klatch/internal/testkit/kerneltest"
@@ -49,27 +43,7 @@ echo $((t1 - t0)) $((t2 - t1))`
 func BenchmarkLoad(b *testing.B) {
 	testkit.Need(b, "qemu")
 	k := kerneltest.Prepared(b)
-	f := demo.Fixes[0]
-	newest, err := k.Maker.Archive.Find(b.Context(), k.Entry.Source, "")
-	if err != nil {
-		b.Fatal(err)
-	}
-	newer, err := k.Maker.Files(b.Context(), k.Entry.Source, newest.Version, []string{f.File})
-	if err != nil {
-		b.Fatal(err)
-	}
-	diff, err := queue.Change(b.Context(), k.Tree.Source(), newer, []string{f.File}, []string{f.Function})
-	if err != nil {
-		b.Fatal(err)
-	}
-	plan, err := compose.New(k.Entry, []queue.Patch{{Name: f.CVE, Fixes: []cve.ID{cve.ID(f.CVE)}, Diff: diff, Files: []string{f.File}}}, k.Tools.Version(), 1)
-	if err != nil {
-		b.Fatal(err)
-	}
-	res, err := build.Run(b.Context(), &objbuild.Driver{Cache: k.Cache, Tools: k.Tools}, plan, b.TempDir(), build.NewClock(nil))
-	if err != nil || res.Result != build.Built {
-		b.Fatalf("%v: %+v", err, res)
-	}
+	res := fixed(b, k, 1)
 	rig, err := qemu.New(qemu.Config{Guest: labtest.GuestProgram(b), Cache: filepath.Join(k.Cache, "lab")})
 	if err != nil {
 		b.Fatal(err)
