@@ -48,7 +48,7 @@ func (a accelerator) kernelArgs() []string {
 	if a == accelKVM {
 		return nil
 	}
-	return []string{"tsc=reliable", "no_timer_check"}
+	return append([]string{"tsc=reliable", "no_timer_check"}, tscArgs()...)
 }
 
 // size of the machine.
