@@ -305,6 +305,7 @@ func showTest(cmd *cobra.Command, res proof.Result, part, asJSON bool) error {
 	verdict := res.Verdict
 	if part {
 		verdict = proof.Worst(res.Scenarios)
+		res.Verdict = verdict
 	}
 	if asJSON {
 		b, err := json.MarshalIndent(res, "", "  ")
