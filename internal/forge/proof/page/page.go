@@ -108,9 +108,9 @@ func Render(in Input) ([]byte, error) {
 		if s.Finished.After(v.Finished) {
 			v.Finished = s.Finished
 		}
-		rig := s.Rig
+		rig := "virtual machines"
 		if s.Hardware {
-			rig += " (hardware)"
+			rig = "hardware: " + s.Rig
 		}
 		if !slices.Contains(v.Rigs, rig) {
 			v.Rigs = append(v.Rigs, rig)

@@ -42,7 +42,7 @@ func report(t *testing.T, verdict lab.Verdict) page.Input {
 		{Line: 12, Text: "check fixed", Seconds: 0.4}}
 	scenario := func(name string, v lab.Verdict, why string, line int, trouble []lab.Trouble) {
 		in.Result.Scenarios = append(in.Result.Scenarios, proof.Scenario{Name: name, Verdict: v, Why: why, Line: line, Trouble: trouble, Steps: steps,
-			Proves: "On an idle machine the livepatch loads from clean and makes each flaw go away.", Rig: "qemu", Required: true, Run: strings.ReplaceAll(name, "/", "_") + "-0123456789ab",
+			Proves: "On an idle machine the livepatch loads from clean and makes each flaw go away.", Rig: lab.Virtual, Required: true, Run: strings.ReplaceAll(name, "/", "_") + "-0123456789ab",
 			Seconds: 31.25, Boot: 4.5, Finished: time.Date(2026, 11, 25, 22, 0, 0, 0, time.UTC)})
 	}
 	scenario("load-and-disable", lab.Pass, "", 0, nil)
@@ -76,7 +76,7 @@ func TestThePageSaysWhatTheResultSays(t *testing.T) {
 			}
 			text := string(b)
 			want := []string{"<title>" + string(verdict) + ": livepatch 2", "CVE-2026-52928", "unchecked", "late-module: the livepatch replaces functions of no module",
-				"208 of 210", "3 steps", "31.2 s", "2 functions", "48000 functions"}
+				"208 of 210", "3 steps", "31.2 s", "2 functions", "48000 functions", "virtual machines"}
 			not := []string{"<script", "\x1b", "http:", "https:", "src=", "&lt;nil&gt;", "%!"}
 			switch verdict {
 			case lab.Pass:
