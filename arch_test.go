@@ -41,6 +41,7 @@ var layers = []layer{
 	{"internal/coverage", nouns[:5], debVersion, noIO},
 	{"internal/fleet", nouns[:6], nil, noIO},
 	{"internal/wire", nouns[:7], nil, noIO},
+	{"internal/notice", []string{"internal/fault", "internal/kernel", "internal/cve"}, nil, noIO},
 
 	// Mechanisms: one technical job each.
 	{"internal/durable", nouns, unixOnly, rootBan},
@@ -78,7 +79,7 @@ var layers = []layer{
 
 var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
-		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire"}
+		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/pki", "internal/conf",
 		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)

@@ -44,7 +44,8 @@ func kernelEnd(o *options) *cobra.Command {
 		Short: "Declare a kernel dead: nothing is built for it any more",
 		Long: `Marks the kernel in the catalog as ended, today. With --older, every older kernel
 of its series too; newer ones stay as they are. What was published stays
-published: machines keep what works, and are to update and reboot.`,
+published: machines keep what works. The next publish tells those that run it to
+update and reboot (klatch-forge kernel notice shows what they are told).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := endKernels(cmd, o, kernel.Release(release), older,
@@ -68,6 +69,9 @@ func endKernels(cmd *cobra.Command, o *options, r kernel.Release, older bool, s 
 	last, err := catalog.Load(d.Path, r)
 	if err != nil {
 		return err
+	}
+	if older {
+		s.Through = r
 	}
 	var bad error
 	chosen := func(e catalog.Entry) bool {

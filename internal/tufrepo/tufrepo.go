@@ -68,6 +68,10 @@ type Target struct {
 	Path    string
 	Content []byte
 	Custom  json.RawMessage
+	// Replace lets the content take the place of other content under the same
+	// path: for what is said anew, never for what is loaded. Metadata before
+	// this one still leads to the old content.
+	Replace bool
 }
 
 // Publication is what to add to the repository and what to stop offering.
@@ -98,7 +102,7 @@ func Init(ctx context.Context, dir string, keys Keys, now time.Time) ([]byte, er
 
 // Publish adds and withdraws targets. What is there already, byte for byte, is
 // left alone; other content under a name that is taken is a conflict, because
-// a published file never changes. After a crash at any point the same call
+// a published livepatch never changes (but see Target.Replace). After a crash at any point the same call
 // completes the work.
 func Publish(ctx context.Context, dir string, p Publication, keys Keys, now time.Time) (Result, error) {
 	d := newDisk(dir)
@@ -329,10 +333,10 @@ func (h have) merge(p Publication, now time.Time) (*metadata.Metadata[metadata.T
 		}
 		old, there := targets.Signed.Targets[t.Path]
 		switch {
-		case there && !old.Equal(*f):
+		case there && !old.Equal(*f) && !t.Replace:
 			return nil, false, fault.New(fault.Conflict, "target_exists", "target %s is published with other content", t.Path).
 				WithHint("a published file never changes; publish a higher sequence")
-		case there && sameJSON(old.Custom, f.Custom):
+		case there && old.Equal(*f) && sameJSON(old.Custom, f.Custom):
 			continue
 		}
 		targets.Signed.Targets[t.Path] = f

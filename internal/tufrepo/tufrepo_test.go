@@ -5,12 +5,14 @@ package tufrepo
 import (
 	"crypto"
 	"crypto/ed25519"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,8 +95,8 @@ func TestPublishIsSeenByAClient(t *testing.T) {
 	if _, err := Init(t.Context(), dir, keys, start); fault.CodeOf(err) != "repository_exists" {
 		t.Errorf("second init: %v", err)
 	}
-	one := Target{"debian-12/amd64/6.1.0-50/klatch_1.lpb", []byte("one"), json.RawMessage(`{"sequence": 1}`)}
-	two := Target{"debian-12/amd64/6.1.0-50/klatch_2.lpb", []byte("two"), nil}
+	one := Target{"debian-12/amd64/6.1.0-50/klatch_1.lpb", []byte("one"), json.RawMessage(`{"sequence": 1}`), false}
+	two := Target{"debian-12/amd64/6.1.0-50/klatch_2.lpb", []byte("two"), nil, false}
 	r, err := Publish(t.Context(), dir, Publication{Targets: []Target{one}}, keys, start)
 	if err != nil || !r.Changed {
 		t.Fatal(r, err)
@@ -118,6 +120,41 @@ func TestPublishIsSeenByAClient(t *testing.T) {
 	}
 	if got, _ := accepted(t, dir, root, start); len(got) != 1 || got[0] != one.Path {
 		t.Errorf("client sees %v", got)
+	}
+}
+
+// TestWhatIsSaidAnewTakesTheOldOnesPlace: a target that may be replaced is, and
+// the metadata before still leads to what it named.
+func TestWhatIsSaidAnewTakesTheOldOnesPlace(t *testing.T) {
+	dir, keys := t.TempDir(), testKeys()
+	root, err := Init(t.Context(), dir, keys, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := Target{Path: "notices/1/a.json", Content: []byte("old"), Replace: true}
+	kept := Target{Path: "x/klatch_1.lpb", Content: []byte("1")}
+	var versions []int64
+	for _, content := range []string{"old", "old", "new", "new", "old"} {
+		said.Content = []byte(content)
+		r, err := Publish(t.Context(), dir, Publication{Targets: []Target{kept, said}}, keys, start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions = append(versions, r.Targets)
+		if got, ok := accepted(t, dir, root, start); !ok || len(got) != 2 {
+			t.Errorf("client sees %v", got)
+		}
+		if h, err := newDisk(dir).load(); err != nil || hex.EncodeToString(h.targets.Signed.Targets[said.Path].Hashes["sha256"]) != digest([]byte(content)) {
+			t.Errorf("%q is not what the metadata names: %v", content, err)
+		}
+	}
+	if want := []int64{1, 1, 2, 2, 3}; !slices.Equal(versions, want) {
+		t.Errorf("versions of the targets %v, want %v", versions, want)
+	}
+	for _, content := range []string{"old", "new"} {
+		if _, err := os.Stat(filepath.Join(dir, "targets", "notices", "1", digest([]byte(content))+".a.json")); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

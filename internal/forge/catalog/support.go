@@ -9,6 +9,7 @@ import (
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
+	"klatch/internal/notice"
 )
 
 // Support says how long livepatches are made for a kernel build. It is no
@@ -19,60 +20,32 @@ type Support struct {
 	Until string `toml:"until,omitempty"`
 	// Ended is the day on which somebody declared the kernel build dead:
 	// machines that run it must update and reboot.
-	Ended   string         `toml:"ended,omitempty"`
+	Ended string `toml:"ended,omitempty"`
+	// Through is the newest kernel that was declared dead with this one.
+	Through kernel.Release `toml:"through,omitempty"`
 	Reason  string         `toml:"reason,omitempty"`
 	Instead kernel.Release `toml:"instead,omitempty"` // what to run
 }
 
-// State of support at some moment. The words are the glossary's; ending is
-// supported for not much longer.
-type State string
+// State of support at some moment, in the words that machines are told.
+type State = notice.State
 
 // The states.
 const (
-	Supported State = "supported"
-	Ending    State = "ending"
-	Ended     State = "ended"
-	Unknown   State = "unknown"
+	Supported = notice.Supported
+	Ending    = notice.Ending
+	Ended     = notice.Ended
+	Unknown   = notice.Unknown
 )
 
-// Notice is how long before its end support is called ending: two planned
-// reboots of a fleet that reboots each month.
-const Notice = 60 * 24 * time.Hour
-
-const day = "2006-01-02"
+// Notice is what machines are told of it.
+func (s Support) Notice() notice.Support {
+	return notice.Support{Until: s.Until, Ended: s.Ended, Through: s.Through, Reason: notice.OneLine(s.Reason), Instead: s.Instead}
+}
 
 // At says what the state is, and how many whole days are left where an end is
-// known. The last day counts as supported to its end, UTC.
-func (s Support) At(now time.Time) (state State, days int, err error) {
-	if s.Ended != "" {
-		if _, err := time.Parse(day, s.Ended); err != nil {
-			return Unknown, 0, badDate(s.Ended)
-		}
-		return Ended, 0, nil
-	}
-	if s.Until == "" {
-		return Unknown, 0, nil
-	}
-	last, err := time.Parse(day, s.Until)
-	if err != nil {
-		return Unknown, 0, badDate(s.Until)
-	}
-	left := last.Add(24 * time.Hour).Sub(now)
-	days = int(left / (24 * time.Hour))
-	switch {
-	case left <= 0:
-		return Ended, 0, nil
-	case left <= Notice:
-		return Ending, days, nil
-	default:
-		return Supported, days, nil
-	}
-}
-
-func badDate(s string) error {
-	return fault.New(fault.Invalid, "bad_date", "%.40q is not a date", s).WithHint("write it as 2027-06-30")
-}
+// known.
+func (s Support) At(now time.Time) (state State, days int, err error) { return s.Notice().At(now) }
 
 // Allow refuses to build for a kernel build whose support has ended.
 func (e Entry) Allow(now time.Time) error {

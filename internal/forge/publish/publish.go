@@ -42,7 +42,10 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 		}
 		p.Targets = append(p.Targets, t)
 	}
-	if len(p.Targets) == 0 {
+	if err := addNotices(d, builds, now, &p); err != nil {
+		return tufrepo.Result{}, err
+	}
+	if len(p.Targets)+len(p.Withdraw) == 0 {
 		return tufrepo.Result{}, fault.New(fault.Invalid, "nothing_signed", "no signed livepatch to publish").
 			WithHint("klatch-forge sign --kernel RELEASE")
 	}

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/cve"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/forge/changelog"
 )
 
 // Reviewed is a person's decision: cve/YEAR/CVE-….yaml in the data folder,
@@ -32,6 +33,9 @@ type Reviewed struct {
 	Reason        string            `yaml:"reason"`
 	Author        string            `yaml:"author"`
 	Date          string            `yaml:"date"` // YYYY-MM-DD
+	// FixedIn is the first version of the one series' source package that has the
+	// fix: it says which kernel builds a decision of reboot or defer concerns.
+	FixedIn string `yaml:"fixed_in,omitempty"`
 }
 
 // Path is where the decision belongs in the data folder.
@@ -103,12 +107,30 @@ func (v Reviewed) check(name string, today time.Time) error {
 			return fmt.Errorf("series %.40q", s)
 		}
 	}
+	if err := v.checkFixedIn(); err != nil {
+		return err
+	}
 	date, err := time.Parse(time.DateOnly, v.Date)
 	if err != nil {
 		return fmt.Errorf("date %.40q is not like 2026-08-21", v.Date)
 	}
 	if date.After(today.AddDate(0, 0, 1)) { // a day for time zones
 		return fmt.Errorf("date %s is in the future", v.Date)
+	}
+	return nil
+}
+
+func (v Reviewed) checkFixedIn() error {
+	switch {
+	case v.FixedIn == "":
+		return nil
+	case v.Treatment != Reboot && v.Treatment != Defer:
+		return fmt.Errorf("fixed_in does not go with treatment %s", v.Treatment)
+	case len(v.Series) != 1:
+		return errors.New("fixed_in is a version of one series: name it")
+	}
+	if _, err := changelog.Compare(v.FixedIn, v.FixedIn); err != nil {
+		return fmt.Errorf("fixed_in: %w", err)
 	}
 	return nil
 }
