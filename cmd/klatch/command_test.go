@@ -21,6 +21,7 @@ import (
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/local"
+	"klatch/internal/notice"
 	"klatch/internal/wire"
 )
 
@@ -64,6 +65,30 @@ func patched() agent.Status {
 		Next:     noon.Add(50 * time.Minute), Problems: []string{},
 		Reboot: advice.Of(advice.Facts{Running: k.Release, Newer: "6.1.0-56-cloud-amd64", Loaded: 3}),
 	}
+}
+
+// told is a machine of which the publisher's notice says bad things.
+func told(s notice.Support, cves ...notice.CVE) agent.Status {
+	st := patched()
+	n := notice.Notice{Kernel: st.Facts.Kernel, Support: s, CVEs: cves}
+	state, _, _ := s.At(noon)
+	st.Notice = &agent.Notice{Support: state, Text: s.Text(noon), Until: s.Until, Ended: s.Ended, Through: s.Through, Reason: s.Reason, Instead: s.Instead, CVEs: n.CVEs}
+	st.State.Notice = &wire.Notice{Support: string(state), Until: s.Until, Ended: s.Ended, Instead: s.Instead, Reboots: len(n.Reboots())}
+	for _, c := range n.Reboots() {
+		st.State.Notice.CVEs = append(st.State.Notice.CVEs, c.ID)
+	}
+	st.Reboot = advice.Of(advice.Facts{Running: st.Facts.Kernel.Release, Newer: "6.1.0-56-cloud-amd64", Loaded: 3, Notice: &n, Now: noon})
+	return st
+}
+
+func dead() agent.Status {
+	st := told(notice.Support{Ended: "2026-05-01", Through: "6.1.0-52-cloud-amd64", Reason: "too many open CVEs", Instead: "6.1.0-56-cloud-amd64"},
+		notice.CVE{ID: "CVE-2026-0003", Code: "layout_changed", Text: "net/unix/af_unix.c, struct unix_sock: the layout of a type changes", Advice: notice.Reboot},
+		notice.CVE{ID: "CVE-2026-0004", Code: notice.Deferred, Text: "the module is not loaded here", Advice: notice.Wait})
+	st.Act = true
+	st.State.State, st.State.Reason = "kernel_ended", "declared_dead"
+	st.State.Text, st.State.NextStep = "kernel upgrade required: support of 6.1.0-50-cloud-amd64 "+st.Notice.Text, "update the kernel to 6.1.0-56-cloud-amd64 or newer and reboot"
+	return st
 }
 
 func fresh() agent.Status {
@@ -127,6 +152,11 @@ func TestCommands(t *testing.T) {
 		{"status-patched-json", &daemon{status: patched()}, "", "status --json", 0},
 		{"status-fresh-json", &daemon{status: fresh()}, "", "status --json", 0},
 		{"status-patched-yaml", &daemon{status: patched()}, "", "status --format yaml", 0},
+		{"status-dead", &daemon{status: dead()}, "", "status --check", 4},
+		{"status-dead-json", &daemon{status: dead()}, "", "status --json", 0},
+		{"status-ending", &daemon{status: told(notice.Support{Until: "2026-06-10"})}, "", "status --check", 0},
+		{"status-supported", &daemon{status: told(notice.Support{Until: "2027-06-10"})}, "", "status", 0},
+		{"advice-dead", &daemon{status: dead()}, "", "advice", 11},
 		{"status-format", &daemon{status: patched()}, "", "status --format xml", 2},
 		{"status-check-fine", &daemon{status: patched()}, "", "status --check", 0},
 		{"status-check-act", &daemon{status: fresh()}, "", "status --check", 4},

@@ -12,6 +12,7 @@ import (
 
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
+	"klatch/internal/notice"
 )
 
 // printStatus is for people: the answer first, then the facts behind it.
@@ -38,6 +39,10 @@ func printStatus(w io.Writer, s agent.Status) error {
 	row("Livepatch:", "%s", loaded(st.Sequence, st.Highest))
 	if len(st.Fixes) > 0 {
 		row("Fixes:", "%s", fixes(st.Fixes))
+	}
+	row("Support:", "%s", support(s.Notice))
+	if s.Notice != nil && len(s.Notice.CVEs) > 0 {
+		row("Not fixed:", "%s", notFixed(s.Notice.CVEs))
 	}
 	row("Reboot:", "%s", reboot(s))
 	row("Lockdown:", "%s; modules must be signed: %s", s.Facts.Lockdown, s.Facts.Enforced)
@@ -86,10 +91,50 @@ func fixes(fs []livepatch.Fix) string {
 	return strings.Join(lines, "\n")
 }
 
+// support is what the publisher says of the kernel build. Silence is not good
+// news.
+func support(n *agent.Notice) string {
+	switch {
+	case n == nil:
+		return "unknown: the publisher says nothing of this kernel build"
+	case n.Support == notice.Ended:
+		return n.Text + "\nkernel upgrade required" + instead(n)
+	case n.Support == notice.Ending:
+		return n.Text + "\nplan the update" + instead(n)
+	default:
+		return n.Text
+	}
+}
+
+func instead(n *agent.Notice) string {
+	if n.Instead == "" {
+		return ""
+	}
+	return ": run " + string(n.Instead) + " or newer"
+}
+
+// notFixed lists the CVEs that no livepatch fixes here.
+func notFixed(cves []notice.CVE) string {
+	const most = 20
+	var lines []string
+	for i, c := range cves {
+		if i == most && len(cves) > most+1 {
+			lines = append(lines, fmt.Sprintf("and %d more: klatch status --json", len(cves)-most))
+			break
+		}
+		todo := "update and reboot"
+		if c.Advice == notice.Wait {
+			todo = "nothing to do now"
+		}
+		lines = append(lines, fmt.Sprintf("%s (%s): %s; %s", c.ID, c.Code, oneLine(c.Text), todo))
+	}
+	return strings.Join(lines, "\n")
+}
+
 func reboot(s agent.Status) string {
 	lines := []string{string(s.Reboot.Level)}
 	for _, r := range s.Reboot.Reasons {
-		if r.Code != "livepatch_loaded" {
+		if r.Code != "livepatch_loaded" && r.Code != "support_ending" {
 			lines = append(lines, r.Text)
 		}
 	}

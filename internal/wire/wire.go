@@ -121,7 +121,21 @@ type State struct {
 	Fixes    []livepatch.Fix    `json:"fixes"`    // fixed live, from the manifest of what is loaded
 	Advice   string             `json:"reboot_advice"`
 	Reasons  []fault.Code       `json:"reboot_reasons"`
+	Notice   *Notice            `json:"notice,omitempty"` // absent: nothing is known, which is not "fine"
 }
+
+// Notice is the short of what the publisher told of the running kernel build.
+type Notice struct {
+	Support string         `json:"support"`           // supported, ending, ended or unknown
+	Until   string         `json:"until,omitempty"`   // last day, as 2027-06-30
+	Ended   string         `json:"ended,omitempty"`   // day on which it was declared dead
+	Instead kernel.Release `json:"instead,omitempty"` // what to run
+	Reboots int            `json:"reboots"`           // CVEs that only an update and a reboot fix
+	CVEs    []cve.ID       `json:"cves,omitempty"`    // the first MaxNoticeCVEs of them
+}
+
+// MaxNoticeCVEs limits the list of a Notice.
+const MaxNoticeCVEs = 500
 
 // Event is a step on the journey that the server is told of.
 type Event string

@@ -7,10 +7,13 @@ package advice
 
 import (
 	"fmt"
+	"strings"
+	"time"
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/notice"
 )
 
 // Level says how much a reboot is needed.
@@ -33,6 +36,9 @@ const (
 	Suspect        fault.Code = "suspect"
 	Disabled       fault.Code = "disabled"
 	KernelsUnknown fault.Code = "kernels_unknown"
+	KernelEnded    fault.Code = "kernel_ended"     // no livepatches any more
+	SupportEnding  fault.Code = "support_ending"   // not for much longer
+	NoLivepatch    fault.Code = "cannot_livepatch" // CVEs that only another kernel fixes
 )
 
 // Facts is what the advice is made of.
@@ -43,6 +49,8 @@ type Facts struct {
 	Loaded         livepatch.Sequence // loaded and enabled; 0 for none
 	Suspect        livepatch.Sequence // the kernel complained after this one and it is still loaded; 0 for none
 	Disabled       bool               // taken out by hand until the next reboot
+	Notice         *notice.Notice     // of the publisher, on the running kernel build; nil: nothing is known
+	Now            time.Time
 }
 
 // Reason is one reason for a level.
@@ -72,6 +80,9 @@ func Of(f Facts) Advice {
 	if f.Disabled {
 		add(Required, Disabled, "the livepatch was taken out by hand; its fixes come back with the next boot")
 	}
+	if f.Notice != nil {
+		told(f, add)
+	}
 	if f.Newer != "" {
 		add(Advised, NewerKernel, "kernel %s is installed, %s runs", f.Newer, f.Running)
 	}
@@ -83,6 +94,40 @@ func Of(f Facts) Advice {
 	}
 	return a
 }
+
+// told adds what follows from the publisher's notice. A kernel build that has
+// ended requires a reboot only where one would help: with nothing newer
+// installed, the update comes first.
+func told(f Facts, add func(Level, fault.Code, string, ...any)) {
+	n := f.Notice
+	switch state, _, _ := n.Support.At(f.Now); state { // a notice that parsed has good dates
+	case notice.Ended:
+		level := Advised
+		if f.Newer != "" {
+			level = Required
+		}
+		add(level, KernelEnded, "kernel upgrade required: support of kernel %s %s", n.Kernel.Release, n.Support.Text(f.Now))
+	case notice.Ending:
+		add(None, SupportEnding, "support of kernel %s is %s: plan the update", n.Kernel.Release, n.Support.Text(f.Now))
+	case notice.Supported, notice.Unknown:
+	}
+	cves := n.Reboots()
+	if len(cves) == 0 {
+		return
+	}
+	var names []string
+	for i, c := range cves {
+		if i == few {
+			names = append(names, fmt.Sprintf("and %d more", len(cves)-few))
+			break
+		}
+		names = append(names, fmt.Sprintf("%s (%s)", c.ID, c.Code))
+	}
+	add(Advised, NoLivepatch, "no livepatch fixes %s on this kernel: update and reboot", strings.Join(names, ", "))
+}
+
+// few is how many CVEs a text names.
+const few = 5
 
 var rank = map[Level]int{None: 0, Unknown: 1, Advised: 2, Required: 3}
 

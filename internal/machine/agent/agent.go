@@ -165,6 +165,7 @@ type Agent struct {
 	mu   sync.Mutex
 	j    journal
 	seen observation
+	told told
 
 	next     time.Time // of the next check; zero: never
 	netFails int       // checks in a row that found nobody
@@ -185,7 +186,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	return &Agent{
-		cfg: cfg, log: cfg.Log, j: j,
+		cfg: cfg, log: cfg.Log, j: j, told: keptNotice(cfg),
 		asks: make(chan func(context.Context)),
 		wake: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}, nil

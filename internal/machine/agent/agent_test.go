@@ -22,6 +22,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/notice"
 	"klatch/internal/wire"
 )
 
@@ -158,6 +159,13 @@ func bootOutcome(outcome string) func(*inputs) {
 	}
 }
 
+// tells is a publisher's notice on the running kernel.
+func tells(s notice.Support, cves ...notice.CVE) func(*inputs) {
+	return func(in *inputs) {
+		in.notice = &notice.Notice{Format: notice.Format, Kernel: in.o.Facts.Kernel, Support: s, CVEs: cves}
+	}
+}
+
 type stateCase struct {
 	name   string
 	change func(*inputs)
@@ -240,6 +248,20 @@ func stateTable() []stateCase {
 			nothingLoaded(in)
 			in.o.Loader, in.o.LoaderErr = nil, fault.New(fault.Unavailable, "loader_unreachable", "connect: no such file").WithHint("systemctl status klatch-loader.socket")
 		}, "check_failed", "loader_unreachable", "connect: no such file", true},
+		{"the kernel was declared dead", tells(notice.Support{Ended: "2026-05-01", Through: "6.1.0-52-cloud-amd64", Reason: "too many open CVEs", Instead: "6.1.0-56-cloud-amd64"}),
+			"kernel_ended", "declared_dead", "kernel upgrade required: support of 6.1.0-50-cloud-amd64 ended: declared dead on 2026-05-01, with all kernels up to 6.1.0-52-cloud-amd64 (too many open CVEs)", true},
+		{"support has ended", tells(notice.Support{Until: "2026-05-03"}), "kernel_ended", "support_ended", "ended on 2026-05-03", true},
+		{"the last day of support", tells(notice.Support{Until: "2026-05-04"}), "confirmed", "live_patched", "", false},
+		{"supported and a CVE cannot be livepatched", tells(notice.Support{Until: "2027-05-03"},
+			notice.CVE{ID: "CVE-2026-0003", Code: "layout_changed", Text: "x", Advice: notice.Reboot}), "confirmed", "live_patched", "", false},
+		{"a dead kernel and something untrusted was shown", func(in *inputs) {
+			tells(notice.Support{Ended: "2026-05-01"})(in)
+			in.j.Check.Result, in.j.Check.Code, in.j.Check.Kind = resultFailed, "metadata_rollback", fault.Untrusted
+		}, "check_failed", "metadata_rollback", "", true},
+		{"a dead kernel on its way to a newer livepatch", func(in *inputs) {
+			tells(notice.Support{Ended: "2026-05-01"})(in)
+			underWayAt(wire.Soaking, nil)(in)
+		}, "soaking", "soaking", "", false},
 		{"nothing published", func(in *inputs) { nothingLoaded(in); in.j.Check.Code = "no_livepatch" }, "no_livepatch", "no_livepatch", "", false},
 		{"no check yet", func(in *inputs) { nothingLoaded(in); in.j.Check = Check{} }, "idle_current", "not_checked", "", false},
 		{"nothing offered", func(in *inputs) { nothingLoaded(in) }, "idle_current", "current", "", false},

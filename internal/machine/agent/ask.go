@@ -30,6 +30,7 @@ type Status struct {
 	Next     time.Time         `json:"next_check,omitzero"`
 	Queued   int               `json:"queued_reports"`
 	Reboot   advice.Advice     `json:"reboot"`
+	Notice   *Notice           `json:"notice"`   // null: nothing is known of this kernel build
 	Loader   *loaderapi.Status `json:"loader"`   // null: never reached
 	Problems []string          `json:"problems"` // what could not be found out, and why
 }
@@ -46,9 +47,10 @@ func (a *Agent) Status(ctx context.Context) Status {
 	now := time.Now().UTC()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	in := a.inputs(a.j, now)
 	s := Status{
-		Version: 1, State: describe(a.inputs(a.j, now)), At: now, Since: a.j.Since, Facts: o.Facts,
-		Check: a.j.Check, Next: a.next.UTC(), Queued: len(a.j.Reports), Reboot: o.advice(a.j), Loader: o.Loader, Problems: []string{},
+		Version: 1, State: describe(in), At: now, Since: a.j.Since, Facts: o.Facts,
+		Check: a.j.Check, Next: a.next.UTC(), Queued: len(a.j.Reports), Reboot: in.advice(), Notice: in.longNotice(), Loader: o.Loader, Problems: []string{},
 	}
 	s.Act = NeedsPerson(s.State)
 	if id, ok := a.cfg.Server.Identity(); ok {
@@ -57,7 +59,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 	if o.AnchorErr == nil {
 		s.Trust = &Publisher{o.Publisher, trust.Profile(o.Profile)}
 	}
-	for _, err := range []error{o.FactsErr, o.AnchorErr, o.KernelsErr, o.InErr, o.LoaderErr} {
+	for _, err := range []error{o.FactsErr, o.AnchorErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}

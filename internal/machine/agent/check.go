@@ -129,6 +129,18 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 	if err != nil {
 		return none, err
 	}
+	// A bad notice keeps nobody from a good livepatch, and is told all the same.
+	noticeErr := a.takeNotice(ctx, snapshot, o.Facts.Kernel)
+	c, err := a.follow(ctx, o, anchor, snapshot, answer)
+	if err == nil && noticeErr != nil {
+		return none, noticeErr
+	}
+	return c, err
+}
+
+// follow stages what the server offers, if there is no reason against it.
+func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor, snapshot Snapshot, answer wire.CheckAnswer) (Check, error) {
+	var none Check
 	if answer.Offer == nil {
 		return Check{Result: resultCurrent, Code: fault.Code(answer.Reason)}, nil
 	}

@@ -238,9 +238,11 @@ func (j journal) isBlocked(id kernel.BuildID, s livepatch.Sequence) (blocked, bo
 	return j.Blocked[i], true
 }
 
-// advice is about the reboot, from what was observed.
-func (o observation) advice(j journal) advice.Advice {
+// advice is about the reboot, from what was observed and told.
+func (in inputs) advice() advice.Advice {
+	o, j := in.o, in.j
 	f := advice.Facts{
+		Notice: in.notice, Now: in.now,
 		Running: o.Facts.Kernel.Release, Newer: o.Kernels.Newer(o.Facts.Kernel.Release), Loaded: o.loaded(),
 		// Where not even the running kernel's image is found, /boot may be
 		// another file system that is not mounted.

@@ -11,6 +11,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/advice"
+	"klatch/internal/notice"
 	"klatch/internal/wire"
 )
 
@@ -21,12 +22,14 @@ type inputs struct {
 	enrolled bool
 	policy   Policy
 	now      time.Time
+	notice   *notice.Notice // on the running kernel build; nil: nothing is known
 }
 
 // inputs gathers them. The caller holds the lock.
 func (a *Agent) inputs(j journal, now time.Time) inputs {
 	_, enrolled := a.cfg.Server.Identity()
-	return inputs{j: j, o: a.seen, enrolled: enrolled, policy: a.cfg.Policy, now: now}
+	return inputs{j: j, o: a.seen, enrolled: enrolled, policy: a.cfg.Policy, now: now,
+		notice: a.told.on(a.seen.Facts.Kernel)}
 }
 
 // Meaning is one state word: what it means and what a person does about it.
@@ -53,6 +56,7 @@ var States = []Meaning{
 	{"boot_stopped", true, "Loading at boot was stopped by the boot parameter, the flag file or the boot-loop breaker.", "find out why, remove the cause, reboot"},
 	{"failed", true, "A livepatch could not be loaded. It is not tried again by itself.", "correct the reason, then: klatch retry"},
 	{"check_failed", true, "The machine could not look for livepatches, or refused what it was shown. What is loaded stays loaded.", "see the reason; it is tried again by itself"},
+	{"kernel_ended", true, "Kernel upgrade required: no livepatches are made for this kernel build any more. What is loaded stays loaded.", "update the kernel and reboot"},
 	{"confirmed", false, "Live patched: a livepatch is loaded, and it passed its soak.", "none"},
 	{"no_livepatch", false, "There is no livepatch for this kernel build.", "none; or boot a kernel that has one"},
 	{"idle_current", false, "There is nothing to load.", "none"},
@@ -72,10 +76,10 @@ func (p Policy) stale() time.Duration { return max(3*p.CheckInterval, 15*time.Mi
 // describe gives the one word with its reason, and every raw axis beside it.
 func describe(in inputs) wire.State {
 	o, j := in.o, in.j
-	adv := o.advice(j)
+	adv := in.advice()
 	s := wire.State{
 		Phase: j.Phase, Sequence: o.loaded(), Highest: o.highest(), Fixes: liveFixes(in),
-		Advice: string(adv.Level), Reasons: adv.Codes(),
+		Advice: string(adv.Level), Reasons: adv.Codes(), Notice: in.shortNotice(),
 	}
 	var word, next, text string
 	var reason fault.Code
@@ -108,6 +112,8 @@ func describe(in inputs) wire.State {
 	case o.LoaderErr != nil && o.Loader == nil:
 		say("check_failed", codeOr(o.LoaderErr, "loader_unreachable"), "%s", o.LoaderErr)
 		next = fault.HintOf(o.LoaderErr)
+	case in.ended():
+		word, reason, text, next = in.endedText()
 	case s.Sequence != 0 && s.Highest >= s.Sequence:
 		say("confirmed", "live_patched", "livepatch %d with %s", s.Sequence, count(len(s.Fixes), "fix", "fixes"))
 	case s.Sequence != 0:

@@ -121,5 +121,8 @@ func validState(s wire.State) error {
 		len(s.Text) > wire.MaxText || len(s.NextStep) > wire.MaxText || len(s.Fixes) > maxFixes || len(s.Reasons) > maxWord {
 		return bad("a member of state is too long")
 	}
+	if n := s.Notice; n != nil && (len(n.Support) > maxWord || len(n.Until) > maxWord || len(n.Ended) > maxWord || len(n.CVEs) > wire.MaxNoticeCVEs || n.Reboots < 0) {
+		return bad("notice of state is out of range")
+	}
 	return nil
 }

@@ -22,6 +22,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
+	"klatch/internal/notice"
 	"klatch/internal/trust"
 )
 
@@ -36,6 +37,8 @@ type Publisher struct {
 	targets map[string][]byte
 	// Fail is the answer to the next refreshes.
 	Fail error
+	// Lost is a target that is signed and that the mirror does not have.
+	Lost string
 }
 
 // NewPublisher makes a publisher with a lab key of its own.
@@ -97,6 +100,24 @@ func (p *Publisher) Put(target string, content []byte) {
 	p.targets[target] = content
 }
 
+// Tell puts a notice on a kernel build into the repository.
+func (p *Publisher) Tell(n notice.Notice) {
+	p.t.Helper()
+	n.Format = notice.Format
+	b, err := n.Encode()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.Put(notice.TargetPath(n.Kernel), b)
+}
+
+// Withdraw takes a target out of the repository.
+func (p *Publisher) Withdraw(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.targets, target)
+}
+
 // Set changes how the repository behaves.
 func (p *Publisher) Set(f func(*Publisher)) {
 	p.mu.Lock()
@@ -118,6 +139,9 @@ func (p *Publisher) Refresh(context.Context, *trust.Anchor, time.Time) (agent.Sn
 func (p *Publisher) Fetch(_ context.Context, target string, _ int64) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if target == p.Lost {
+		return nil, fault.New(fault.Unavailable, "target_missing", "target %q is signed, but the server does not have it", target)
+	}
 	b, ok := p.targets[target]
 	if !ok {
 		return nil, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)

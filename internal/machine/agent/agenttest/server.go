@@ -135,3 +135,10 @@ func (s *Server) Events() []wire.Event {
 	}
 	return events
 }
+
+// Requests are all checks as they were asked.
+func (s *Server) Requests() []wire.CheckRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
