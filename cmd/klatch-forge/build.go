@@ -16,6 +16,7 @@ import (
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/notices"
 	"klatch/internal/forge/queue"
 	"klatch/internal/kernel"
 )
@@ -96,7 +97,11 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLim
 	if err != nil {
 		return none, err
 	}
-	return build.Run(cmd.Context(), driver, plan, d.Path, build.NewClock(o.console(cmd).step))
+	res, err := build.Run(cmd.Context(), driver, plan, d.Path, build.NewClock(o.console(cmd).step))
+	if err != nil {
+		return res, err
+	}
+	return res, notices.Keep(d, plan, res)
 }
 
 // planned composes the plan of the queue as it is, and the driver for it.

@@ -63,7 +63,7 @@ person's machine, and the root keys away from any network.`,
 
 func kernelCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "kernel", Short: "Kernels that livepatches are made for"}
-	c.AddCommand(kernelAdd(o), kernelList(o), kernelAvailable(o), kernelSupport(o), kernelEnd(o))
+	c.AddCommand(kernelAdd(o), kernelList(o), kernelAvailable(o), kernelSupport(o), kernelEnd(o), kernelNotice(o))
 	return c
 }
 

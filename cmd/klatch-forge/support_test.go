@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +70,13 @@ func TestADeadKernelIsMarkedWithThoseBeforeIt(t *testing.T) {
 	}
 	if listErr == nil || listErr.Error() != "exit status 4" {
 		t.Errorf("somebody must act: %v", listErr)
+	}
+	for release, want := range map[string]string{"6.1.0-48-cloud-amd64": "declared dead", "6.1.0-50-cloud-amd64": "with all kernels up to 6.1.0-50-cloud-amd64 (too many open CVEs)",
+		"6.1.0-54-cloud-amd64": "supported only until " + soon, "6.12.107+deb13-cloud-amd64": "there is no notice"} {
+		if text, err := in("kernel", "notice", "--kernel", release); err != nil || !strings.Contains(text, want) ||
+			strings.Contains(text, "dead") != slices.Contains([]string{"6.1.0-48-cloud-amd64", "6.1.0-50-cloud-amd64"}, release) {
+			t.Errorf("what machines of %s are told: %v: %s", release, err, text)
+		}
 	}
 	if _, err := in("build", "--kernel", "6.1.0-50-cloud-amd64"); fault.CodeOf(err) != "kernel_ended" || !strings.Contains(fault.HintOf(err), "6.1.0-54-cloud-amd64") {
 		t.Errorf("build for a dead kernel: %v, hint %q", err, fault.HintOf(err))

@@ -8,7 +8,9 @@
 // Only what is known to be true of exactly this kernel build is told. That a
 // CVE is refused there its ledger says, which names the build; a person's
 // decision speaks of a series, so something must say that the flaw is in this
-// build of it: a ledger that lists the CVE, or the decision's fixed_in.
+// build of it: a ledger that lists the CVE, or the decision's fixed_in. What a
+// build of the queue refused (Keep) is work in progress: it is told with the
+// builder's code once a person decided reboot.
 //
 // Start with Targets.
 package notices
@@ -142,7 +144,7 @@ type Untold struct {
 // On is the notice on one kernel, and what could not be said in it.
 func (k Known) On(e catalog.Entry, fixed []cve.ID) (notice.Notice, []Untold) {
 	n := notice.Notice{Format: notice.Format, Kernel: e.Build(), Support: e.Support.Notice(), CVEs: []notice.CVE{}}
-	told := map[cve.ID]notice.CVE{}
+	told, refused := map[cve.ID]notice.CVE{}, map[cve.ID]notice.CVE{}
 	stands := map[cve.ID]flood.Status{} // in the newest ledger that lists it
 	for _, l := range k.Ledgers {
 		if l.BuildID != e.BuildID {
@@ -150,12 +152,16 @@ func (k Known) On(e catalog.Entry, fixed []cve.ID) (notice.Notice, []Untold) {
 		}
 		for _, x := range l.Entries {
 			stands[x.CVE] = x.Status
-			if l.Policy == stressTest {
-				continue // it asks for what no fleet asks for
+			delete(refused, x.CVE)
+			if x.Status == flood.Refused {
+				refused[x.CVE] = notice.CVE{ID: x.CVE, Code: x.Code, Text: refusalText(x), Advice: notice.Reboot}
+			}
+			if l.Policy == stressTest || l.Policy == byQueue {
+				continue // the first asks for what no fleet asks for
 			}
 			delete(told, x.CVE)
-			if x.Status == flood.Refused {
-				told[x.CVE] = notice.CVE{ID: x.CVE, Code: x.Code, Text: refusalText(x), Advice: notice.Reboot}
+			if r, ok := refused[x.CVE]; ok {
+				told[x.CVE] = r
 			}
 		}
 	}
@@ -168,7 +174,7 @@ func (k Known) On(e catalog.Entry, fixed []cve.ID) (notice.Notice, []Untold) {
 		case triage.Reboot, triage.Defer:
 			switch concerns(v, e, stands[id]) {
 			case yes:
-				told[id] = decided(v, told[id])
+				told[id] = decided(v, refused[id])
 			case unknown:
 				untold = append(untold, Untold{id, v.Treatment, v.Path()})
 			}

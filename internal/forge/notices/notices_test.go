@@ -15,10 +15,12 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/flood"
 	"klatch/internal/forge/notices"
 	"klatch/internal/forge/publish"
+	"klatch/internal/forge/queue"
 	"klatch/internal/forge/sign"
 	"klatch/internal/forge/triage"
 	"klatch/internal/kernel"
@@ -190,6 +192,56 @@ func TestADecisionIsToldWhereTheFlawIs(t *testing.T) {
 			t.Errorf("%d untold", untold)
 		}
 	})
+}
+
+// TestWhatTheQueueRefusedIsToldOnceAPersonDecided: a refused build is work in
+// progress; the decision is a person's, the code the builder's.
+func TestWhatTheQueueRefusedIsToldOnceAPersonDecided(t *testing.T) {
+	d, e := folder(t), entry(50, "6.1.176-1")
+	plan := compose.Plan{Kernel: e, Patches: []queue.Patch{
+		{Name: "a", Fixes: []cve.ID{"CVE-2026-0001"}, Files: []string{"net/a.c"}},
+		{Name: "b", Fixes: []cve.ID{"CVE-2026-0002", "CVE-2026-0003"}, Files: []string{"include/net/b.h"}},
+		{Name: "c", Fixes: []cve.ID{"CVE-2026-0004"}, Files: []string{"net/c.c"}},
+		{Name: "d", Fixes: []cve.ID{"CVE-2026-0005"}, Files: []string{"net/d.c"}},
+	}}
+	keep := func(r build.Result) {
+		t.Helper()
+		if err := notices.Keep(d, plan, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(build.Result{Result: build.Broken, Refusals: []build.Refusal{{Code: "layout_changed", File: "net/c.c"}}})
+	keep(build.Result{Result: build.Built, Fixes: []cve.ID{"CVE-2026-0004"}})
+	if _, err := os.Stat(filepath.Join(d.Path, "ledger")); err == nil {
+		t.Error("nothing was refused, and something was kept")
+	}
+	keep(build.Result{Result: build.Refused, Refusals: []build.Refusal{
+		{Code: "init_code", File: "net/a.c", Function: "a_init", Rule: "runs at boot only"},
+		{Code: "layout_changed", File: "net/user.c", Through: []string{"include/net/b.h"}, Type: "struct b", Rule: "a type changes"},
+		{Code: "nothing_changed", File: "net/d.c", Rule: "no object code changes"},
+	}})
+	got, _ := on(t, d, e)
+	same(t, "before a decision", got)
+	for _, id := range []string{"CVE-2026-0001", "CVE-2026-0002", "CVE-2026-0004"} {
+		decision(t, d, id, triage.Reboot, "")
+	}
+	want := []string{"CVE-2026-0001 init_code update_and_reboot: net/a.c, a_init: runs at boot only",
+		"CVE-2026-0002 layout_changed update_and_reboot: net/user.c, struct b: a type changes"}
+	got, untold := on(t, d, e)
+	same(t, "decided", got, want...)
+	if untold != 1 {
+		t.Errorf("%d untold, want the one that nothing was found out of", untold)
+	}
+	plan.Patches = plan.Patches[2:] // the refused ones leave the queue
+	keep(build.Result{Result: build.Built, Fixes: []cve.ID{"CVE-2026-0004"}})
+	got, _ = on(t, d, e)
+	same(t, "after the queue was built without them", got, want...)
+	keep(build.Result{Result: build.Built, Fixes: []cve.ID{"CVE-2026-0001"}})
+	got, untold = on(t, d, e)
+	same(t, "after one was built in another form", got, want[1])
+	if untold != 2 {
+		t.Errorf("%d untold", untold)
+	}
 }
 
 func TestWhatCannotBeReadIsNotLeftOut(t *testing.T) {
