@@ -21,6 +21,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
+	"klatch/internal/notice"
 	"klatch/internal/server/adminapi"
 )
 
@@ -92,9 +93,16 @@ func (o *options) client() (*adminapi.Client, error) {
 
 func machinesCommand(o *options) *cobra.Command {
 	var asJSON bool
+	var ending int
 	c := &cobra.Command{
 		Use: "machines", Short: "list the machines", Args: cobra.NoArgs,
-		Long: "machines lists every machine with its state, what is loaded and when it was\nlast seen. A machine that was silent for three hours is marked.",
+		Long: `machines lists every machine with its state, what is loaded and when it was
+last seen. A machine that was silent for three hours is marked.
+
+With --ending N, only those whose kernel has ended or ends within N days, by what
+the publisher told them: the forecast of kernel upgrades. Then the exit status is
+4 where there is one, because somebody must act. Of machines that were told
+nothing nothing is known; their number is printed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := o.client()
 			if err != nil {
@@ -104,19 +112,58 @@ func machinesCommand(o *options) *cobra.Command {
 			if err != nil {
 				return cli.Cannot(err, "list machines")
 			}
-			if asJSON {
-				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"machines": list})
+			if ending > 0 {
+				all := len(list)
+				var unknown int
+				list, unknown = forecast(list, ending, time.Now())
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d of %d machines must get another kernel within %d days; of %d nothing is known\n", len(list), all, ending, unknown) //nolint:errcheck // the list matters
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOSTNAME\tMACHINE\tKERNEL\tLIVEPATCH\tFIXES\tSTATE\tREBOOT\tLAST SEEN") //nolint:errcheck // Flush tells
-			for _, m := range list {
-				fmt.Fprintln(w, strings.Join(row(m), "\t")) //nolint:errcheck // Flush tells
+			if err := printMachines(cmd, list, asJSON); err != nil {
+				return err
 			}
-			return w.Flush()
+			if ending > 0 && len(list) > 0 {
+				return cli.ExitWith(4)
+			}
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
+	c.Flags().IntVar(&ending, "ending", 0, "only machines whose kernel has ended or ends within this many days")
 	return c
+}
+
+// forecast keeps the machines whose kernel has ended or ends within some days,
+// and counts those of whose kernel nobody knows.
+func forecast(list []adminapi.Machine, days int, now time.Time) (due []adminapi.Machine, unknown int) {
+	due = []adminapi.Machine{}
+	for _, m := range list {
+		if m.State == nil || m.State.Notice == nil {
+			unknown++
+			continue
+		}
+		// The days are the publisher's; what is left of them is counted today.
+		n := m.State.Notice
+		state, left, err := notice.Support{Until: n.Until, Ended: n.Ended}.At(now)
+		switch {
+		case err != nil || state == notice.Unknown:
+			unknown++
+		case state == notice.Ended || left <= days:
+			due = append(due, m)
+		}
+	}
+	return due, unknown
+}
+
+func printMachines(cmd *cobra.Command, list []adminapi.Machine, asJSON bool) error {
+	if asJSON {
+		return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"machines": list})
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "HOSTNAME\tMACHINE\tKERNEL\tLIVEPATCH\tFIXES\tSTATE\tREBOOT\tLAST SEEN") //nolint:errcheck // Flush tells
+	for _, m := range list {
+		fmt.Fprintln(w, strings.Join(row(m), "\t")) //nolint:errcheck // Flush tells
+	}
+	return w.Flush()
 }
 
 func row(m adminapi.Machine) []string {

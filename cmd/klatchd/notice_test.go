@@ -190,11 +190,17 @@ func TestAPublishersNoticeReachesItsMachines(t *testing.T) {
 	// The server hears of it at the next check.
 	told := regexp.MustCompile(`"support":\s*"ended",\s*"ended":\s*"[-0-9]{10}",\s*"instead":\s*"6.1.0-54-cloud-amd64",\s*"reboots":\s*1,\s*"cves":\s*\[\s*"CVE-2026-0003"\s*\]`)
 	list := ""
-	for until := time.Now().Add(time.Minute); !told.MatchString(list) && time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); (!told.MatchString(list) || strings.Count(list, `"support":`) < len(rigs)) && time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
 		list = p.run(0, "klatch-fleet", "machines", "--server", at[2], "--token-file", tokenFile, "--json")
 	}
 	if !told.MatchString(list) {
 		t.Errorf("the fleet says\n%s", list)
+	}
+
+	for days, want := range map[string]string{"10": "2 of 3 machines must get another kernel within 10 days; of 0 nothing is known", "40": "3 of 3 machines must"} {
+		if list := p.run(4, "klatch-fleet", "machines", "--ending", days, "--server", at[2], "--token-file", tokenFile); !strings.Contains(list, want) {
+			t.Errorf("forecast of %s days:\n%s", days, list)
+		}
 	}
 
 	// Said anew; but the server's copy was changed on its disk.
