@@ -177,9 +177,12 @@ func (k Known) On(e catalog.Entry, fixed []cve.ID) (notice.Notice, []Untold) {
 				told[id] = decided(v, refused[id])
 			case unknown:
 				untold = append(untold, Untold{id, v.Treatment, v.Path()})
+			case no:
+				delete(told, id)
 			}
 		case triage.NotAffected, triage.BelowPolicy:
 			delete(told, id)
+		case triage.Livepatch, triage.Unrated, triage.NoData: // they change nothing that was found out
 		}
 	}
 	for id, c := range told {
