@@ -213,3 +213,24 @@ func TestAKeptNoticeThatIsDamagedIsFetchedAgain(t *testing.T) {
 		}
 	})
 }
+
+// TestANoticeThatCannotBeKeptIsNotUsed: what status says must still be known
+// after a restart.
+func TestANoticeThatCannotBeKeptIsNotUsed(t *testing.T) {
+	inWorld(t, func(w *world) {
+		path := filepath.Join(w.dir, "notice.json")
+		if err := os.MkdirAll(filepath.Join(path, "in the way"), 0o700); err != nil {
+			w.Fatal(err)
+		}
+		w.pub.Tell(dead(w.machine.Kernel))
+		w.start()
+		w.within(20*time.Minute, "check_failed")
+		if s := w.agent.Status(w.Context()); s.Notice != nil || s.Check.Kind != fault.Internal {
+			w.Errorf("notice %+v, check %+v", s.Notice, s.Check)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			w.Fatal(err)
+		}
+		w.within(3*time.Hour, "kernel_ended")
+	})
+}
