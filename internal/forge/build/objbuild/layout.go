@@ -142,13 +142,16 @@ func (j *job) lookAt(changed []*object) (needed, error) {
 	return n, nil
 }
 
-// bothTexts gives a touched file as it was and as it is.
+// bothTexts gives a file as it was and as it is: what no patch touches stays.
 func (j *job) bothTexts(f string) (was, is string, err error) {
 	b, err := durable.ReadFile(filepath.Join(j.tree.Source(), f), maxSource)
 	if err != nil {
 		return "", "", err
 	}
 	a, err := durable.ReadFile(j.upper(f), maxSource)
+	if errors.Is(err, fs.ErrNotExist) {
+		return string(b), string(b), nil
+	}
 	return string(b), string(a), err
 }
 

@@ -138,3 +138,22 @@ func TestCallsThatAreReplacedAsAWhole(t *testing.T) {
 		})
 	}
 }
+
+// TestTextsOfAFileThatNoPatchTouches: a type of a header may change the layout
+// of one in a source file that stays as it is.
+func TestTextsOfAFileThatNoPatchTouches(t *testing.T) {
+	j := &job{tree: kerneltree.Tree{Dir: t.TempDir()}, scratch: t.TempDir()}
+	for name, text := range map[string]string{filepath.Join(j.tree.Source(), "a.c"): "old", filepath.Join(j.tree.Source(), "b.c"): "old", j.upper("b.c"): "new"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, want := range map[string]string{"a.c": "old", "b.c": "new"} {
+		if was, is, err := j.bothTexts(file); err != nil || was != "old" || is != want {
+			t.Errorf("%s: %q, %q, %v", file, was, is, err)
+		}
+	}
+}
