@@ -44,8 +44,7 @@ func leakArgs(args []string) error {
 		if args[0] != "end" {
 			return errors.New("only end takes a number of calls")
 		}
-		_, err := positive(args[1], maxCalls)
-		return err
+		return oneCount(args[1])
 	}
 	return nil
 }

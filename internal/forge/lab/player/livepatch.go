@@ -65,10 +65,18 @@ func checkArgs(args []string) error {
 		return errors.New("want flaw or fixed, and perhaps how often")
 	}
 	if len(args) == 2 {
-		_, err := positive(args[1], maxCalls)
-		return err
+		return oneCount(args[1])
 	}
 	return nil
+}
+
+// oneCount checks a number of calls, unless a variable will be it.
+func oneCount(arg string) error {
+	if strings.Contains(arg, "${") {
+		return nil
+	}
+	_, err := positive(arg, maxCalls)
+	return err
 }
 
 // target is the module that a word means.
