@@ -252,7 +252,7 @@ func listStories(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags,
 func wrap(text string, indent, width int) string {
 	var b strings.Builder
 	at := 0
-	for _, w := range strings.Fields(text) {
+	for w := range strings.FieldsSeq(text) {
 		switch {
 		case at == 0:
 			b.WriteString(strings.Repeat(" ", indent))

@@ -185,10 +185,10 @@ var machineVerbs = []verb{
 			p.allow = append(p.allow, re)
 			return err
 		}},
-	{"sleep", "TIME", "lets time go by", false, oneDuration(false), sleep},
+	{"sleep", "TIME", "lets time go by", false, oneDuration(false), (*Player).sleep},
 }
 
-func sleep(_ *Player, ctx context.Context, c call) error {
+func (p *Player) sleep(ctx context.Context, c call) error {
 	d, err := story.Duration(c.args[0], story.MaxTimeout)
 	if err != nil {
 		return err

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -26,6 +25,7 @@ import (
 	"time"
 
 	"klatch/internal/cve"
+	"klatch/internal/durable"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/build/match"
 	"klatch/internal/forge/lab"
@@ -81,7 +81,7 @@ ffffffffc0001010 t other	[m]
 func Table(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "table")
-	if err := os.WriteFile(file, []byte(Symbols), 0o644); err != nil {
+	if err := durable.WriteFile(file, []byte(Symbols), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -120,7 +120,7 @@ type Rig struct {
 	Late       time.Duration // the guest counts less than goes by
 	Dead       error         // nothing boots
 	Cut        string        // the line is cut at a command that contains this
-	boots      int64         // atomic
+	boots      int64         //nolint:modernize // atomic.Int64 must not be copied, and tables of rigs are
 	OnBoot     func(s lab.Spec)
 }
 
