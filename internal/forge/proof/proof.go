@@ -11,8 +11,8 @@
 package proof
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -163,7 +163,7 @@ func (t Trial) playAll(ctx context.Context, st store, plans []plan) ([]Scenario,
 		})
 	}
 	wg.Wait()
-	return scenarios, errors.Join(errs...)
+	return scenarios, cmp.Or(errs...)
 }
 
 func (t Trial) tell(what string) (done func(note string)) {
@@ -211,10 +211,11 @@ func (t Trial) perform(ctx context.Context, p plan, keep func(s Scenario, consol
 		s.Note = notes(out.Steps)
 	}
 	s.Seconds, s.Finished = time.Since(start).Seconds(), time.Now().UTC().Truncate(time.Second)
-	told(string(s.Verdict))
 	if ctx.Err() != nil { // what was stopped says nothing
+		told("interrupted")
 		return s, interrupted(ctx, p.name)
 	}
+	told(string(s.Verdict))
 	if err := keep(s, console); err != nil {
 		return s, err
 	}

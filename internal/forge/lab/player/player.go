@@ -210,7 +210,7 @@ var variables = []struct {
 	value      func(p *Player) string
 }{
 	{"BUSY", "how long the busy machine is kept busy (`--busy`, 15s)", func(p *Player) string { return cmp.Or(p.Busy, DefaultBusy).String() }},
-	{"CALLS", "how often each check is called to find a leak: 100, or 80 where there are three checks or more", func(p *Player) string { return strconv.Itoa(p.calls()) }},
+	{"CALLS", "how often each check is called to find a leak: 150, or 130 where there are more checks than two", func(p *Player) string { return strconv.Itoa(p.calls()) }},
 	{"EARLIER", "name of the module of the earlier sequence; empty where there is none", func(p *Player) string {
 		if e := p.earlier(); e != nil {
 			return e.Sequence.ModuleName()
@@ -230,7 +230,7 @@ var variables = []struct {
 // calls is as few as find a leak of one object per call above the noise, and
 // more where that takes no long time.
 func (p *Player) calls() int {
-	const all, most, least = 200, 100, 80
+	const all, most, least = 300, 150, 130
 	return min(max(all/max(len(p.Checks), 1), least), most)
 }
 
