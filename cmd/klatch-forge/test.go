@@ -84,7 +84,7 @@ story language. --replay plays a run again from its recorded inputs.`,
 			default:
 				var res proof.Result
 				if res, err = runTest(cmd, o, r, f); err == nil {
-					return showTest(cmd, res, len(f.scenarios) > 0, asJSON)
+					return showTest(cmd, o, res, len(f.scenarios) > 0, asJSON)
 				}
 			}
 			return cli.Cannot(err, "test the livepatch of %s", release)
@@ -252,7 +252,7 @@ func listStories(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags,
 func wrap(text string, indent, width int) string {
 	var b strings.Builder
 	at := 0
-	for _, w := range strings.Fields(text) {
+	for w := range strings.FieldsSeq(text) {
 		switch {
 		case at == 0:
 			b.WriteString(strings.Repeat(" ", indent))
@@ -301,7 +301,7 @@ func replayRun(cmd *cobra.Command, o *options, r kernel.Release, run string, f t
 
 // showTest prints a result and gives the exit status. Where only a part was
 // played, its verdict is that of the part.
-func showTest(cmd *cobra.Command, res proof.Result, part, asJSON bool) error {
+func showTest(cmd *cobra.Command, o *options, res proof.Result, part, asJSON bool) error {
 	verdict := res.Verdict
 	if part {
 		verdict = proof.Worst(res.Scenarios)
@@ -317,6 +317,9 @@ func showTest(cmd *cobra.Command, res proof.Result, part, asJSON bool) error {
 	}
 	out(cmd, "%-8s sequence %d on %s (build %s)\n", verdict, res.Sequence, res.Kernel, res.BuildID[:12])
 	printTest(cmd, res, part)
+	if d, err := o.data(); err == nil && !part {
+		out(cmd, "report   %s\n", page.File(build.Dir(d.Path, kernel.Release(res.Kernel), res.Sequence)))
+	}
 	return verdictStatus(verdict)
 }
 

@@ -94,7 +94,7 @@ func TestABrokenLabNeverPassesAndNeverBlames(t *testing.T) {
 		{"an image of another build", loads, func(p *proof.Trial) { p.Built.BuildID[0]++ }, "it runs build"},
 		{"guest killed before the livepatch", loads, kill("insmod"), "emulator ended"},
 		{"guest killed under the livepatch", loads + "run true\n", kill("true"), "emulator ended"},
-		{"guest switched off", loads + "run poweroff -f\n", nil, ""},
+		{"guest switched off", loads + "run poweroff -f\n", nil, "switched off"},
 		{"clock that jumps", loads + "run date -s '2030-01-01 00:00:00'\n", nil, "clock jumped"},
 		{"clock that jumps under a check that fails", loads + "run date -s '2030-01-01 00:00:00'\nrun false\n", nil, "clock jumped"},
 		{"a module that is not there", loads, func(p *proof.Trial) {

@@ -130,7 +130,7 @@ func TestTheWholeGate(t *testing.T) {
 	k := kerneltest.Prepared(t)
 	one, two := fixed(t, k, 1), fixed(t, k, 2)
 	rig := rigOf(t, k)
-	trial := proof.Trial{Rig: rig, Kernel: k.Tree.Image(), Built: two, Earlier: []build.Result{one}, Checks: checks(t), Dir: t.TempDir(),
+	trial := proof.Trial{Rig: rig, Kernel: k.Tree.Image(), Built: two, Earlier: []build.Result{one}, Checks: checks(t), Dir: t.TempDir(), Busy: 8 * time.Second,
 		Tables: proof.Tables{Vmlinux: k.Tree.Symbols(), Module: k.Tree.ModuleFile}}
 	start := time.Now()
 	res, err := proof.Run(t.Context(), trial)
@@ -167,7 +167,7 @@ func TestTheWholeGate(t *testing.T) {
 		t.Errorf("replay: %v, %d boots, %+v", err, len(rig.boots)-boots, s)
 	}
 	kept, err := proof.Run(t.Context(), proof.Trial{Rig: rig, Kernel: trial.Kernel, Built: two, Earlier: trial.Earlier, Checks: checks(t), Dir: trial.Dir,
-		Tables: trial.Tables, Only: []string{"cancel"}})
+		Tables: trial.Tables, Busy: trial.Busy, Only: []string{"cancel"}})
 	if err != nil || kept.Scenarios[0].Finished != res.Scenarios[i].Finished {
 		t.Errorf("the replay changed what was kept: %v, %+v", err, kept.Scenarios)
 	}

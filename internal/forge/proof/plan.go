@@ -21,6 +21,7 @@ import (
 type plan struct {
 	player.Play
 	name     string
+	source   string // name of the story, before "each:" made several of it
 	required bool
 	lacks    string // not applicable, and why
 	inputs   Inputs
@@ -94,7 +95,7 @@ func (t Trial) plan(ctx context.Context) ([]plan, error) {
 	var plans []plan
 	for _, src := range append(ours, t.Own...) {
 		one := player.Play{Subject: subject, Story: src.Story, Taken: src.Taken, CPUs: t.CPUs, Busy: cmp.Or(t.Busy, player.DefaultBusy)}
-		p := plan{Play: one, name: src.name(), required: src.Story.Required && !src.alone}
+		p := plan{Play: one, name: src.name(), source: src.name(), required: src.Story.Required && !src.alone}
 		if src.Story.Each == story.EachEarlier {
 			if len(t.Earlier) == 0 {
 				p.lacks = p.Lacks("earlier")
@@ -133,7 +134,7 @@ func choose(plans []plan, only []string) ([]plan, error) {
 	chosen := map[string]plan{}
 	for _, name := range only {
 		found := slices.DeleteFunc(slices.Clone(plans), func(p plan) bool {
-			return p.name != name && p.Story.Name != name
+			return name != p.name && name != p.source && name != p.Story.Name
 		})
 		if len(found) == 0 {
 			return nil, fault.New(fault.NotFound, "no_story", "there is no story %q", name).WithHint("klatch-forge test --list shows all")

@@ -11,8 +11,8 @@
 package proof
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -113,9 +113,6 @@ func DefaultParallel() int { return min(max(runtime.NumCPU(), 1), 8) }
 // about the stories that it left out, and Keep refuses it.
 func Run(ctx context.Context, t Trial) (Result, error) {
 	var none Result
-	if t.Tell == nil {
-		t.Tell = func(string) func(string) { return func(string) {} }
-	}
 	plans, err := t.plan(ctx)
 	if err != nil {
 		return none, err
@@ -149,7 +146,7 @@ func (t Trial) playAll(ctx context.Context, st store, plans []plan) ([]Scenario,
 		if kept, ok := st.kept(p); ok && !t.Again {
 			kept.Required = p.required
 			scenarios[i] = kept
-			t.Tell(p.name)(string(kept.Verdict) + ", as before")
+			t.tell(p.name)(string(kept.Verdict) + ", as before")
 			continue
 		}
 		select {
@@ -166,7 +163,14 @@ func (t Trial) playAll(ctx context.Context, st store, plans []plan) ([]Scenario,
 		})
 	}
 	wg.Wait()
-	return scenarios, errors.Join(errs...)
+	return scenarios, cmp.Or(errs...)
+}
+
+func (t Trial) tell(what string) (done func(note string)) {
+	if t.Tell == nil {
+		return func(string) {}
+	}
+	return t.Tell(what)
 }
 
 // play plays one story and keeps what came out. The inputs are on disk before,
@@ -191,7 +195,7 @@ func (t Trial) perform(ctx context.Context, p plan, keep func(s Scenario, consol
 	if err != nil {
 		return s, err
 	}
-	told := t.Tell(p.name)
+	told := t.tell(p.name)
 	start := time.Now()
 	console := ""
 	m, err := t.Rig.Boot(ctx, spec)
@@ -207,10 +211,11 @@ func (t Trial) perform(ctx context.Context, p plan, keep func(s Scenario, consol
 		s.Note = notes(out.Steps)
 	}
 	s.Seconds, s.Finished = time.Since(start).Seconds(), time.Now().UTC().Truncate(time.Second)
-	told(string(s.Verdict))
 	if ctx.Err() != nil { // what was stopped says nothing
+		told("interrupted")
 		return s, interrupted(ctx, p.name)
 	}
+	told(string(s.Verdict))
 	if err := keep(s, console); err != nil {
 		return s, err
 	}

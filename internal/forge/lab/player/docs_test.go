@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"klatch/internal/forge/lab/story"
 )
 
 var update = flag.Bool("update", false, "write what is generated instead of comparing it")
@@ -58,4 +60,27 @@ func tables() string {
 	}
 	b.WriteString("\n")
 	return b.String()
+}
+
+// TestTheExamplesAreStories: what the documents show as a story is one.
+func TestTheExamplesAreStories(t *testing.T) {
+	for file, begin := range map[string]string{docsFile: "```\n# ", "../../../../docs/howto/own-scenario.md": "\n       # "} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, ok := strings.Cut(string(b), begin)
+		if !ok {
+			t.Errorf("%s shows no story", file)
+			continue
+		}
+		end := "\n```"
+		if begin[0] == '\n' {
+			end = "\n   Put "
+		}
+		text, _, _ = strings.Cut(text, end)
+		if _, err := story.Parse("example.txtar", []byte("# "+text), Grammar()); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
 }

@@ -45,7 +45,7 @@ var livepatchVerbs = []verb{
 	{"load", "[this|earlier|FILE.ko]", "inserts the livepatch (or an earlier sequence, or a module of the story); does not wait for its transition. `! load`: the kernel must refuse it", true,
 		count(0, 1), (*Player).load},
 	{"await-transition", "[LIMIT]", "waits until the transition of the newest livepatch is over (45s) and looks that it is enabled", false, oneDuration(true), (*Player).awaitTransition},
-	{"load-and-cancel", "", "inserts the livepatch and cancels it half-way, in one go, so that its transition is not over; up to five times, as it may be over early", false, nil, (*Player).loadAndCancel},
+	{"load-and-cancel", "", "inserts the livepatch and cancels it half-way, in one go, so that its transition is not over; up to eight times, as it may be over early", false, nil, (*Player).loadAndCancel},
 	{"cancel", "", "reverses a transition that has not finished, and waits until the livepatch is out", false, nil, (*Player).cancel},
 	{"disable", "[this|earlier]", "takes the livepatch out and waits until it is", false, oneOf(true, "this", "earlier"), (*Player).disable},
 	{"unload", "[this|earlier]", "removes the module. `! unload`: the kernel must refuse it", true, oneOf(true, "this", "earlier"), (*Player).unload},
@@ -65,10 +65,18 @@ func checkArgs(args []string) error {
 		return errors.New("want flaw or fixed, and perhaps how often")
 	}
 	if len(args) == 2 {
-		_, err := positive(args[1], maxCalls)
-		return err
+		return oneCount(args[1])
 	}
 	return nil
+}
+
+// oneCount checks a number of calls, unless a variable will be it.
+func oneCount(arg string) error {
+	if strings.Contains(arg, "${") {
+		return nil
+	}
+	_, err := positive(arg, maxCalls)
+	return err
 }
 
 // target is the module that a word means.
@@ -171,7 +179,7 @@ d=/sys/kernel/livepatch/$2
 echo 0 > $d/enabled
 cat $d/transition 2>/dev/null || true`
 
-const cancelTries = 5
+const cancelTries = 8
 
 func (p *Player) loadAndCancel(ctx context.Context, _ call) error {
 	name, file, err := p.target("this")

@@ -18,6 +18,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -209,6 +210,7 @@ var variables = []struct {
 	value      func(p *Player) string
 }{
 	{"BUSY", "how long the busy machine is kept busy (`--busy`, 15s)", func(p *Player) string { return cmp.Or(p.Busy, DefaultBusy).String() }},
+	{"CALLS", "how often each check is called to find a leak: 150, or 130 where there are more checks than two", func(p *Player) string { return strconv.Itoa(p.calls()) }},
 	{"EARLIER", "name of the module of the earlier sequence; empty where there is none", func(p *Player) string {
 		if e := p.earlier(); e != nil {
 			return e.Sequence.ModuleName()
@@ -223,6 +225,13 @@ var variables = []struct {
 	}},
 	{"RELEASE", "the kernel release", func(p *Player) string { return string(p.Built.Kernel) }},
 	{"THIS", "name of the livepatch's module", func(p *Player) string { return p.Built.Sequence.ModuleName() }},
+}
+
+// calls is as few as find a leak of one object per call above the noise, and
+// more where that takes no long time.
+func (p *Player) calls() int {
+	const all, most, least = 300, 150, 130
+	return min(max(all/max(len(p.Checks), 1), least), most)
 }
 
 func (p *Player) variable(name string) string {

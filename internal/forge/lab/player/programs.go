@@ -34,7 +34,7 @@ var programVerbs = []verb{
 	{"stop", "", "ends the program that was started last, and its children", false, nil, (*Player).stop},
 	{"busy", "TIME", "begins to put load on the machine for this long: files, page cache, sockets, processes, memory, each checking its own answers", false, oneDuration(false), (*Player).beBusy},
 	{"busy-end", "", "waits for the end of the load; what went wrong with it is the livepatch's fault", false, nil, (*Player).busyEnd},
-	{"leak-probe", "begin|again|end [CALLS]", "measures the kernel's memory before, between and after two equal rounds of at least CALLS calls each (100): what grows with the calls, in both rounds, is a leak", false,
+	{"leak-probe", "begin|again|end [CALLS]", "measures the kernel's memory before, between and after two equal rounds of at least CALLS calls each (150): what grows with the calls, in both rounds, is a leak", false,
 		leakArgs, (*Player).leakProbe},
 }
 
@@ -185,10 +185,10 @@ var machineVerbs = []verb{
 			p.allow = append(p.allow, re)
 			return err
 		}},
-	{"sleep", "TIME", "lets time go by", false, oneDuration(false), sleep},
+	{"sleep", "TIME", "lets time go by", false, oneDuration(false), (*Player).sleep},
 }
 
-func sleep(_ *Player, ctx context.Context, c call) error {
+func (p *Player) sleep(ctx context.Context, c call) error {
 	d, err := story.Duration(c.args[0], story.MaxTimeout)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,8 @@ func (m *machine) explain(p *process, err error, what string) error {
 			err = lab.ErrGuestRebooted
 			break
 		}
-		err = fmt.Errorf("emulator ended (%w): %w: %s", err, p.err, strings.TrimSpace(p.stderr.String()))
+		how := cmp.Or(p.err, errors.New("switched off"))
+		err = fmt.Errorf("emulator ended (%w): %w: %s", err, how, strings.TrimSpace(p.stderr.String()))
 	default:
 		if text, cerr := m.Console(); cerr == nil && !errors.Is(err, lab.ErrGuestRebooted) {
 			err = fmt.Errorf("%w; the console ends with %q", err, lastLines(text, 3))
