@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,8 +70,11 @@ var template = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	made.Store(&dir)
 	return dir, makeTemplate(dir, time.Now().Add(-time.Hour))
 })
+
+var made atomic.Pointer[string]
 
 // New gives a test a publisher of its own.
 func New(t testing.TB) *Publisher {
@@ -88,8 +92,8 @@ func New(t testing.TB) *Publisher {
 
 // Remove takes the template away; TestMain calls it after the tests.
 func Remove() {
-	if dir, err := template(); err == nil {
-		_ = os.RemoveAll(dir)
+	if dir := made.Load(); dir != nil {
+		_ = os.RemoveAll(*dir)
 	}
 }
 
@@ -138,6 +142,9 @@ func Built(d datadir.Dir, seq livepatch.Sequence) (build.Result, compose.Plan, e
 	e := catalog.Entry{Release: Release, Distro: "debian-12", Arch: kernel.AMD64, BuildID: kernel.BuildID{7, 8, 9}, Series: "debian-6.1",
 		Version: "6.1.176-1", Source: "linux-source-6.1", SourceV: "6.1.176-1", CC: "gcc-12", Compiler: "gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0",
 		ConfigSHA256: hash("config"), Packages: map[string]string{"linux-image": "6.1.176-1 " + hash("image")}}
+	if err := catalog.Save(d.Path, e); err != nil {
+		return build.Result{}, compose.Plan{}, err
+	}
 	var patches []queue.Patch
 	for i := range int(seq) {
 		id := cve.ID(fmt.Sprintf("CVE-2026-000%d", i+1))
