@@ -56,8 +56,8 @@ const (
 	Author = "Alice Example <alice@example.org>"
 )
 
-// Publisher has a data folder of profile full: sequence 1 is signed, sequence 2
-// is built, tested and reviewed.
+// Publisher has a data folder of profile full, with two signed livepatches;
+// nothing is published.
 type Publisher struct {
 	Dir   datadir.Dir
 	Build build.Result // sequence 2
@@ -128,10 +128,8 @@ func makeTemplate(path string, at time.Time) error {
 		if err := Attested(d, b, p, at); err != nil {
 			return err
 		}
-		if seq == 1 {
-			if _, err := sign.Sign(d, b, at); err != nil {
-				return err
-			}
+		if _, err := sign.Sign(d, b, at.Add(time.Minute)); err != nil {
+			return err
 		}
 	}
 	return nil
