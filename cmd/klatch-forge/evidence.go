@@ -19,6 +19,7 @@ import (
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/proof"
+	"klatch/internal/forge/sign"
 	"klatch/internal/forge/triage"
 	"klatch/internal/kernel"
 )
@@ -234,8 +235,12 @@ func evidenceShow(o *options) *cobra.Command {
 				}
 				out(cmd, "%-9s %s\n", s.Role, s.Signer.Name)
 			}
+			earlier, err := sign.Before(d, b)
+			if err != nil {
+				return cli.Cannot(err, "show the evidence")
+			}
 			f := evidence.File{About: attest.About(b), Signed: time.Now()}
-			rep, err := evidence.Check(p, attest.Facts(f, nil, time.Now(), nil), all)
+			rep, err := evidence.Check(p, attest.Facts(f, earlier, time.Now(), nil), all)
 			if err != nil {
 				return cli.Cannot(err, "sign sequence %d yet (%s)", b.Sequence, fault.CodeOf(err))
 			}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -105,6 +107,9 @@ func printSources(cmd *cobra.Command, b build.Result, p compose.Plan) {
 	}
 	for _, s := range attest.Sources(p) {
 		out(cmd, "\n=== %s  author %q  sha256 %s\n", s.Name, s.Author, s.SHA256)
+		if hides(p, s.Name) {
+			out(cmd, "WARNING  it holds characters that a terminal does not show, or that change the order of others: look at the bytes\n")
+		}
 		for _, x := range p.Patches {
 			if x.Name == s.Name {
 				out(cmd, "fixes %s; from %s\n\n%s", joinIDs(x.Fixes), x.Origin, x.Diff)
@@ -119,6 +124,28 @@ func printSources(cmd *cobra.Command, b build.Result, p compose.Plan) {
 			}
 		}
 	}
+}
+
+// hides says whether a source has characters that make it look otherwise than
+// a compiler reads it: control and format characters, such as those that turn
+// the direction of text.
+func hides(p compose.Plan, name string) bool {
+	var all []byte
+	for _, x := range p.Patches {
+		if x.Name == name {
+			all = append(all, x.Diff...)
+		}
+	}
+	if p.Handwritten != nil {
+		for _, f := range p.Handwritten.Files {
+			if f.Name == name {
+				all = append(all, f.Content...)
+			}
+		}
+	}
+	return strings.ContainsFunc(string(all), func(r rune) bool {
+		return r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError)
+	})
 }
 
 // authorFlag names who puts a source patch into the queue.

@@ -76,7 +76,7 @@ func Sign(d datadir.Dir, b build.Result, now time.Time) (Result, error) {
 		return res, fault.New(fault.Untrusted, "module_digest", "module %s is not the one that was built", b.Module.Path).
 			WithHint("build again: klatch-forge build --kernel %s", b.Kernel)
 	}
-	earlier, err := signedBefore(d, b)
+	earlier, err := Before(d, b)
 	if err != nil {
 		return res, err
 	}
@@ -133,9 +133,9 @@ func Sign(d datadir.Dir, b build.Result, now time.Time) (Result, error) {
 	return res, durable.WriteFile(filepath.Join(dir, bundleFile), livepatch.Bundle{Manifest: manifest, Module: signed}.Encode(), 0o644)
 }
 
-// signedBefore lists the lower sequences of the kernel that were signed:
+// Before lists the lower sequences of the kernel that were signed:
 // machines may have them.
-func signedBefore(d datadir.Dir, b build.Result) ([]livepatch.Sequence, error) {
+func Before(d datadir.Dir, b build.Result) ([]livepatch.Sequence, error) {
 	all, err := build.Read(d.Path, b.Kernel)
 	if err != nil {
 		return nil, err
