@@ -281,11 +281,9 @@ func again(old, res Result) error {
 }
 
 // keepPlan puts the record of the plan beside a livepatch that was built
-// before there were such records.
+// before. Its digest is the same; authors and origins, which the digest does
+// not cover, may have been mended since.
 func keepPlan(dir, final string) error {
-	if _, err := os.Lstat(filepath.Join(final, PlanFile)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	b, err := durable.ReadFile(filepath.Join(dir, PlanFile), compose.MaxRecord)
 	if err != nil {
 		return err

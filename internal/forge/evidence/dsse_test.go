@@ -157,6 +157,7 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 		"no tester":                   func(p *Policy) { p.Testers = 0 },
 		"no reviewer":                 func(p *Policy) { p.Reviewers = 0 },
 		"no age":                      func(p *Policy) { p.ReviewDays = 0 },
+		"no scenario":                 func(p *Policy) { p.Required = nil },
 		"version 0":                   func(p *Policy) { p.Version = 0 },
 		"unknown profile":             func(p *Policy) { p.Profile = "x" },
 		"a name twice":                func(p *Policy) { p.Signers = append(p.Signers, Signer{"bob", Roles, mustKey(t).Public(), nil}) },

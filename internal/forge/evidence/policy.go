@@ -109,6 +109,8 @@ func (p Policy) Check() error {
 		return bad("profile %s lets nobody review their own work", p.Profile)
 	case p.BuildDays < 1 || p.TestDays < 1 || p.ReviewDays < 1 || p.VEXDays < 1:
 		return bad("a limit of age is below one day")
+	case len(p.Required) == 0:
+		return bad("no scenario is required")
 	case len(p.Signers) > maxSigners:
 		return bad("%d signers, limit %d", len(p.Signers), maxSigners)
 	}
