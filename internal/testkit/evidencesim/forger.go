@@ -211,6 +211,12 @@ func (f *Forger) reviewBy(who string) {
 	f.Change(review, who, `"reviewer":"bob"`, fmt.Sprintf(`"reviewer":%q`, who))
 }
 
+// last is a scenario that the policy requires; one that replaces sequence 1
+// comes after it.
+var last = evidence.BaseScenarios[len(evidence.BaseScenarios)-1]
+
+func passedScenario(name string) string { return fmt.Sprintf(`{"name":%q,"verdict":"pass"}`, name) }
+
 // Attacks are group A of the attack catalog: each must be refused with its
 // code, by the signing gate and by a stranger.
 var Attacks = []Attack{
@@ -286,10 +292,10 @@ var Attacks = []Attack{
 	}},
 	{Name: "no test", Code: "not_tested", Spoil: func(f *Forger) { delete(f.Files, testResult) }},
 	{Name: "a required scenario is missing", Code: "scenario_missing", Spoil: func(f *Forger) {
-		f.Change(testResult, Tester, `{"name":"load-after-reboot","verdict":"pass"},`, "", `,"load-after-reboot"`, "")
+		f.Change(testResult, Tester, passedScenario(last)+",", "", fmt.Sprintf(`,%q`, last), "")
 	}},
 	{Name: "a required scenario is passed in one list only", Code: "scenario_missing", Spoil: func(f *Forger) {
-		f.Change(testResult, Tester, `{"name":"load-after-reboot","verdict":"pass"},`, "")
+		f.Change(testResult, Tester, passedScenario(last)+",", "")
 	}},
 	{Name: "no scenario replaces the earlier livepatch", Code: "scenario_missing", Spoil: func(f *Forger) {
 		f.Change(testResult, Tester, `,{"name":"replace-sequence-1","verdict":"pass"}`, "", `,"replace-sequence-1"`, "")
@@ -298,10 +304,10 @@ var Attacks = []Attack{
 		f.Change(testResult, Tester, `"required":[]`, `"required":["kprobe-on-a-patched-function"]`)
 	}},
 	{Name: "a failed test is hidden in the scenarios", Code: "test_failed", Spoil: func(f *Forger) {
-		f.Change(testResult, Tester, `{"name":"disable","verdict":"pass"}`, `{"name":"disable","verdict":"fail"}`)
+		f.Change(testResult, Tester, passedScenario(last), strings.Replace(passedScenario(last), "pass", "fail", 1))
 	}},
 	{Name: "a failed test is hidden in the sum", Code: "test_failed", Spoil: func(f *Forger) {
-		f.Change(testResult, Tester, `"failedTests":[]`, `"failedTests":["disable"]`)
+		f.Change(testResult, Tester, `"failedTests":[]`, fmt.Sprintf(`"failedTests":[%q]`, last))
 	}},
 	{Name: "a failed test that nobody hides", Code: "test_failed", Spoil: func(f *Forger) {
 		f.Change(testResult, Tester, `"result":"PASSED"`, `"result":"FAILED"`)
