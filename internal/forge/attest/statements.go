@@ -172,13 +172,8 @@ func Provenance(k evidence.PrivateKey, b build.Result, p compose.Plan, version s
 func Warnings(b build.Result) []string {
 	out := []string{}
 	for _, w := range b.Warnings {
-		line := string(w.Code)
-		for _, s := range []string{w.File, w.Function, w.Type} {
-			if s != "" {
-				line += " " + s
-			}
-		}
-		out = append(out, line)
+		words := []string{string(w.Code), w.File, w.Function, w.Type}
+		out = append(out, strings.Join(slices.DeleteFunc(words, func(s string) bool { return s == "" }), " "))
 	}
 	return out
 }

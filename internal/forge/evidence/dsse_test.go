@@ -212,7 +212,7 @@ func FuzzStatement(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b, []byte(e.Payload))
+		f.Add(b, e.Payload)
 	}
 	f.Fuzz(func(t *testing.T, file, payload []byte) {
 		if e, err := ParseEnvelope(file); err == nil {

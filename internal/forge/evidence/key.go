@@ -190,7 +190,7 @@ func ParsePrivateKey(b []byte) (PrivateKey, error) {
 		return bad("not Ed25519")
 	}
 	k := PrivateKey{Name: block.Headers["Name"], key: e}
-	for _, r := range strings.Fields(block.Headers["Roles"]) {
+	for r := range strings.FieldsSeq(block.Headers["Roles"]) {
 		k.Roles = append(k.Roles, Role(r))
 	}
 	return k, k.Signer().check()
