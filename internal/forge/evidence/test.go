@@ -69,7 +69,9 @@ func NewTestResult(t Tried) *TestResult {
 			t.Scenarios[i].Finished = At(s.Finished)
 		}
 		if s.Verdict == "pass" {
-			r.Passed = append(r.Passed, s.Name)
+			if !slices.Contains(r.Passed, s.Name) { // on another rig
+				r.Passed = append(r.Passed, s.Name)
+			}
 			continue
 		}
 		r.Failed, r.Result = append(r.Failed, s.Name), failed
@@ -96,12 +98,13 @@ func (r *TestResult) check() error {
 	if r.Result != passed && r.Result != failed {
 		return bad("result %.40q", r.Result)
 	}
-	seen := map[string]bool{}
+	type key struct{ name, rig string }
+	seen := map[key]bool{}
 	for _, s := range r.tried().Scenarios {
-		if s.Name == "" || seen[s.Name] {
-			return bad("scenario %.60q is listed twice or has no name", s.Name)
+		if s.Name == "" || seen[key{s.Name, s.Rig}] {
+			return bad("scenario %.60q is listed twice for one rig or has no name", s.Name)
 		}
-		seen[s.Name] = true
+		seen[key{s.Name, s.Rig}] = true
 	}
 	return nil
 }
