@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -156,7 +157,12 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 		"self-review in small":        func(p *Policy) { p.Profile = trust.Small },
 		"no tester":                   func(p *Policy) { p.Testers = 0 },
 		"no reviewer":                 func(p *Policy) { p.Reviewers = 0 },
-		"no age":                      func(p *Policy) { p.ReviewDays = 0 },
+		"no age of builds":            func(p *Policy) { p.BuildDays = 0 },
+		"no age of tests":             func(p *Policy) { p.TestDays = 0 },
+		"no age of reviews":           func(p *Policy) { p.ReviewDays = 0 },
+		"no age of VEX":               func(p *Policy) { p.VEXDays = 0 },
+		"too many signers":            func(p *Policy) { p.Signers = manySigners(t) },
+		"a role twice":                func(p *Policy) { p.Signers = []Signer{{"eve", []Role{Builder, Builder}, k.Public(), nil}} },
 		"no scenario":                 func(p *Policy) { p.Required = nil },
 		"version 0":                   func(p *Policy) { p.Version = 0 },
 		"unknown profile":             func(p *Policy) { p.Profile = "x" },
@@ -173,6 +179,15 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+func manySigners(t *testing.T) []Signer {
+	t.Helper()
+	var all []Signer
+	for i := range maxSigners + 1 {
+		all = append(all, Signer{fmt.Sprintf("s%d", i), Roles, mustKey(t).Public(), nil})
+	}
+	return all
 }
 
 func mustKey(t *testing.T) PrivateKey {
