@@ -73,7 +73,8 @@ func TestSignedAndPublishedIsWhatAMachineReads(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if notes := strings.Join(res.Evidence.Notes, "\n"); !strings.Contains(notes, "one builder only") || strings.Contains(notes, "LAB") != (profile == trust.Lab) {
+				if notes := strings.Join(res.Evidence.Notes, "\n"); !strings.Contains(notes, "one builder only") || strings.Contains(notes, "LAB") != (profile == trust.Lab) ||
+					strings.Contains(notes, "nobody showed that CVE-2026-0002 is fixed") != (seq == 2) {
 					t.Errorf("profile %s says %q", profile, notes)
 				}
 				builds = append(builds, b)
