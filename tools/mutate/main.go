@@ -9,6 +9,7 @@
 //
 //	go -C tools build -o ../bin/mutate ./mutate
 //	bin/mutate ./internal/forge/evidence
+//	bin/mutate ./internal/forge/evidence/check.go
 //
 // It writes a Markdown table, and ends with status 1 where a check survived.
 package main
@@ -32,7 +33,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: mutate FOLDER [go test arguments]")
+		fmt.Fprintln(os.Stderr, "usage: mutate FOLDER|FILE [go test arguments]")
 		os.Exit(2)
 	}
 	survived, err := run(os.Args[1], os.Args[2:])
@@ -54,7 +55,11 @@ type mutant struct {
 }
 
 func run(dir string, args []string) (survived int, err error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	pattern := filepath.Join(dir, "*.go")
+	if strings.HasSuffix(dir, ".go") {
+		pattern, dir = dir, "./"+filepath.Dir(dir)
+	}
+	files, err := filepath.Glob(pattern)
 	if err != nil {
 		return 0, err
 	}
