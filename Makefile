@@ -114,6 +114,13 @@ fuzz: ## one fuzz target for a minute: make fuzz T=FuzzName
 	test -n "$$dir" || { echo 'no fuzz target is called $(T)'; exit 2; }; \
 	$(GO) test -run '^$$' -fuzz '^$(T)$$' -fuzztime 1m -fuzzminimizetime 2s "$$dir"
 
+.PHONY: mutate
+mutate: ## take out the checks of a package one at a time: make mutate P=./internal/forge/evidence
+	@test -n '$(P)' || { echo 'say which: make mutate P=./internal/forge/evidence'; exit 2; }
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/mutate ./mutate
+	@bin/mutate $(P)
+
 .PHONY: bench
 bench: ## benchmarks ten times, compared with bench/
 	@mkdir -p bin

@@ -97,11 +97,15 @@ func runBuild(cmd *cobra.Command, o *options, r kernel.Release, limits *buildLim
 	if err != nil {
 		return none, err
 	}
+	started := time.Now()
 	res, err := build.Run(cmd.Context(), driver, plan, d.Path, build.NewClock(o.console(cmd).step))
 	if err != nil {
 		return res, err
 	}
-	return res, notices.Keep(d, plan, res)
+	if err := notices.Keep(d, plan, res); err != nil || res.Result != build.Built {
+		return res, err
+	}
+	return res, attestBuild(cmd, o, d, plan, res, started)
 }
 
 // planned composes the plan of the queue as it is, and the driver for it.

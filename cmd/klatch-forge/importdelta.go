@@ -160,6 +160,7 @@ func importDelta(cmd *cobra.Command, o *options, f *floodFlags) (flood.Ledger, s
 	q := queue.Open(d.Path, e.Series)
 	for _, p := range patches {
 		p.Origin = strings.TrimSuffix(fmt.Sprintf("%s %s, %s", e.Source, f.to, p.Origin), ", ")
+		p.Author = author(cmd.Context(), "")
 		if err := q.Add(p); err != nil {
 			return l, file, err
 		}

@@ -30,7 +30,7 @@ func invalid(format string, args ...any) func(hint string) error {
 func initCommand() *cobra.Command {
 	var profile, publisher string
 	c := &cobra.Command{
-		Use:   "init DIR --profile lab|small",
+		Use:   "init DIR --profile lab|small|full",
 		Short: "Make a publisher's data folder",
 		Long: `Makes DIR with catalog, queue, policy, keys, an empty repository, and
 trust.json, the anchor that machines and servers get.
@@ -38,7 +38,11 @@ trust.json, the anchor that machines and servers get.
 Profile lab has one key of each kind, in files of this machine; machines refuse
 it unless their owner allows it. Profile small needs two of two manifest and
 targets keys and two of three root keys: move each holder's key files to that
-person's machine, and the root keys away from any network.`,
+person's machine, and the root keys away from any network. Profile full needs
+two of three, three of five root keys, and two builders for each livepatch.
+
+evidence.toml says who may sign statements about livepatches. Outside of profile
+lab a reviewer is missing: that person makes a key with "evidence key".`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := datadir.Make(args[0], datadir.Policy{Publisher: publisher, Profile: trust.Profile(profile)})
@@ -55,7 +59,7 @@ person's machine, and the root keys away from any network.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&profile, "profile", "", "lab or small (needed)")
+	c.Flags().StringVar(&profile, "profile", "", "lab, small or full (needed)")
 	c.Flags().StringVar(&publisher, "publisher", "klatch-lab", "your name in every key, such as example.org")
 	_ = c.MarkFlagRequired("profile")
 	return c

@@ -45,7 +45,10 @@ func root() *cobra.Command {
   queue lint        what a build will surely refuse, without building
   build             one cumulative livepatch from the queue, or a refusal that says why
   test              try it on that kernel in a virtual machine
-  sign, publish     sign module and manifest, put both into the repository
+  confirm           as the second builder, make it again: the same bytes
+  review            as somebody else than the author, read and approve the source patches
+  sign, publish     sign what has all its evidence, put it into the repository
+  evidence verify   as a stranger, check what is published
 
 Only publishers need it; machines run klatch, servers klatch-server.`,
 		Example: `  klatch-forge init data --profile lab
@@ -60,7 +63,7 @@ Only publishers need it; machines run klatch, servers klatch-server.`,
 	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
 	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
 	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o), importDeltaCommand(o),
-		signCommand(o), publishCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
+		confirmCommand(o), reviewCommand(o), evidenceCommand(o), signCommand(o), publishCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
 	return c
 }
 

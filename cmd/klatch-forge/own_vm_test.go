@@ -13,14 +13,8 @@ import (
 	"testing"
 
 	"klatch/internal/forge/catalog"
-	"klatch/internal/forge/sandbox"
 	"klatch/internal/testkit/kerneltest"
 )
-
-func TestMain(m *testing.M) {
-	sandbox.Child()
-	os.Exit(m.Run())
-}
 
 // TestOwnKernelFromTheCommandLine: kernel add --tree, queue add, build, as the
 // how-to tells it.

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"klatch/internal/cli"
+	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/publish"
@@ -21,10 +22,19 @@ func signCommand(o *options) *cobra.Command {
 	var release string
 	c := &cobra.Command{
 		Use:   "sign --kernel RELEASE",
-		Short: "Sign the newest livepatch: module and manifest",
-		Long: `Signs the module as the kernel's sign-file does, and a manifest that says which
-bytes are for which kernel build at which sequence. Refuses a livepatch whose
-test did not pass, or was of other bytes.`,
+		Short: "Sign the newest livepatch, if its evidence suffices",
+		Long: `The signing gate. Signs the module as the kernel's sign-file does, and a manifest
+that says which bytes are for which kernel build at which sequence; and writes
+the evidence file that is published beside them.
+
+Refuses, with a code and a next step, unless as many builders as evidence.toml
+asks for made exactly these bytes, all required scenarios passed on exactly this
+kernel build, somebody else than the author approved exactly these source
+patches, and an analyst says which CVEs are fixed; none of it older than the
+policy allows (docs/reference/evidence.md).
+
+Profile lab has one key for all of that, and reviews its own work: this command
+says so.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := o.data()
@@ -35,11 +45,13 @@ test did not pass, or was of other bytes.`,
 			if err != nil {
 				return cli.Cannot(err, "sign")
 			}
-			m, err := sign.Sign(d, newest)
+			res, err := sign.Sign(d, newest, time.Now())
 			if err != nil {
-				return cli.Cannot(err, "sign sequence %d of %s", newest.Sequence, release)
+				return cli.Cannot(err, "sign sequence %d of %s (%s)", newest.Sequence, release, fault.CodeOf(err))
 			}
+			m := res.Manifest
 			out(cmd, "signed    sequence %d for %s\nbundle    %s\n", m.Sequence, m.Kernel, sign.BundleFile(d, newest))
+			printEvidence(cmd, res.Evidence)
 			for _, f := range m.Fixes {
 				if f.Check == livepatch.Unchecked {
 					out(cmd, "UNCHECKED %s: nobody showed that this fix works; machines will see that\n", f.CVE)
@@ -57,7 +69,7 @@ func publishCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "publish",
 		Short: "Put all signed livepatches into the repository",
-		Long: `Writes livepatches and signed metadata into the data folder's repository/, which
+		Long: `Writes livepatches, their evidence and signed metadata into the data folder's repository/, which
 any web server or klatch-server can hand out. Metadata expires: the timestamp
 after two days. Run "publish --refresh" daily, or machines will report that
 they hear nothing new.`,

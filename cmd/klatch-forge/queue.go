@@ -27,7 +27,7 @@ func queueCommand(o *options) *cobra.Command {
 }
 
 func queueImport(o *options) *cobra.Command {
-	var release, to, check string
+	var release, to, check, who string
 	var files, functions, fixes []string
 	c := &cobra.Command{
 		Use:   "import --kernel RELEASE --to VERSION --file PATH --fixes CVE",
@@ -40,7 +40,7 @@ security upload holds many fixes, and a livepatch should hold what it claims.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ids, err := parseFixes(fixes)
 			if err == nil {
-				err = importFix(cmd, o, release, to, files, functions, ids, check)
+				err = importFix(cmd, o, release, to, files, functions, ids, check, who)
 			}
 			return cli.Cannot(err, "import the fix of %s", strings.Join(fixes, ", "))
 		},
@@ -51,13 +51,14 @@ security upload holds many fixes, and a livepatch should hold what it claims.`,
 	c.Flags().StringSliceVar(&functions, "function", nil, "only changes in this function; may be repeated")
 	c.Flags().StringSliceVar(&fixes, "fixes", nil, "CVE that the change fixes; may be repeated (needed)")
 	c.Flags().StringVar(&check, "check", "", "program that shows the flaw; see: klatch-forge queue check --help")
+	authorFlag(c, &who)
 	for _, f := range []string{"to", "file", "fixes"} {
 		_ = c.MarkFlagRequired(f)
 	}
 	return c
 }
 
-func importFix(cmd *cobra.Command, o *options, release, to string, files, functions []string, ids []cve.ID, check string) error {
+func importFix(cmd *cobra.Command, o *options, release, to string, files, functions []string, ids []cve.ID, check, who string) error {
 	d, err := o.data()
 	if err != nil {
 		return err
@@ -89,7 +90,7 @@ func importFix(cmd *cobra.Command, o *options, release, to string, files, functi
 	if len(functions) > 0 {
 		origin += " (" + strings.Join(functions, " ") + ")"
 	}
-	return enqueue(cmd, queue.Open(d.Path, e.Series), queue.Patch{Name: string(ids[0]), Fixes: ids, Origin: origin, Diff: diff}, check)
+	return enqueue(cmd, queue.Open(d.Path, e.Series), queue.Patch{Name: string(ids[0]), Fixes: ids, Origin: origin, Author: author(cmd.Context(), who), Diff: diff}, check)
 }
 
 // enqueue stores the check first: a fix that is in the queue has its check.
@@ -135,7 +136,7 @@ func parseFixes(fixes []string) ([]cve.ID, error) {
 }
 
 func queueAdd(o *options) *cobra.Command {
-	var series, name, check, source string
+	var series, name, check, source, who string
 	var fixes []string
 	c := &cobra.Command{
 		Use:   "add {FILE.patch --fixes CVE | --source DIR} --series SERIES",
@@ -172,7 +173,7 @@ has the next sequence.`,
 			if name == "" {
 				name = strings.TrimSuffix(filepath.Base(args[0]), filepath.Ext(args[0]))
 			}
-			p := queue.Patch{Name: name, Fixes: ids, Origin: "file " + filepath.Base(args[0]), Diff: diff}
+			p := queue.Patch{Name: name, Fixes: ids, Origin: "file " + filepath.Base(args[0]), Author: author(cmd.Context(), who), Diff: diff}
 			return cli.Cannot(enqueue(cmd, queue.Open(d.Path, series), p, check), "add %s", args[0])
 		},
 	}
@@ -181,6 +182,8 @@ has the next sequence.`,
 	c.Flags().StringSliceVar(&fixes, "fixes", nil, "CVE that the change fixes; may be repeated (needed for a diff)")
 	c.Flags().StringVar(&check, "check", "", "program that shows the flaw; see: klatch-forge queue check --help")
 	c.Flags().StringVar(&source, "source", "", "folder of a hand-written livepatch (docs/howto/hand-written-livepatch.md)")
+	authorFlag(c, &who)
+	c.MarkFlagsMutuallyExclusive("author", "source")
 	c.MarkFlagsOneRequired("fixes", "source")
 	c.MarkFlagsMutuallyExclusive("fixes", "source")
 	c.MarkFlagsMutuallyExclusive("name", "source")

@@ -180,6 +180,9 @@ func runTest(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags) (pr
 	if res, err = proof.Load(dir); err != nil { // with what other rigs found out
 		return res, err
 	}
+	if err := attestTest(cmd, o, d, t.Built, res); err != nil {
+		return res, err
+	}
 	return res, page.Write(dir, page.Input{Result: res, Built: t.Built, RunsDir: t.Dir, Made: version})
 }
 

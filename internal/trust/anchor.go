@@ -43,6 +43,7 @@ type Profile string
 const (
 	Lab   Profile = "lab"
 	Small Profile = "small"
+	Full  Profile = "full"
 )
 
 // Anchor is what a machine believes before it reads anything from a network.
@@ -110,7 +111,7 @@ func ParseAnchor(b []byte, allowLab bool) (*Anchor, error) {
 		}
 	}
 	switch a.Profile {
-	case Small:
+	case Small, Full:
 		if a.Manifest.Threshold < 2 {
 			return bad("profile %s needs a manifest threshold of 2 or more", a.Profile)
 		}

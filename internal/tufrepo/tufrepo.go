@@ -294,6 +294,13 @@ func (d disk) putTarget(t Target) error {
 	return d.write(name, t.Content, 0o644)
 }
 
+// Has says whether the folder holds this content under the target's name. The
+// metadata may not name it yet, where a run died.
+func Has(dir string, t Target) bool {
+	old, err := durable.ReadFile(filepath.Join(dir, "targets", filepath.FromSlash(blobPath(t))), int64(len(t.Content)))
+	return err == nil && string(old) == string(t.Content)
+}
+
 func blobPath(t Target) string {
 	return path.Join(path.Dir(t.Path), digest(t.Content)+"."+path.Base(t.Path))
 }

@@ -9,7 +9,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -140,6 +142,10 @@ func Dir(dataDir string, r kernel.Release, s livepatch.Sequence) string {
 
 const resultFile = "build.json"
 
+// PlanFile is the record of the plan beside a built livepatch: what another
+// builder needs to make the same bytes.
+const PlanFile = "plan.json"
+
 // Read returns the results of all finished builds of a kernel, by sequence.
 func Read(dataDir string, r kernel.Release) ([]Result, error) {
 	files, err := filepath.Glob(filepath.Join(dataDir, "out", string(r), "[0-9]*", resultFile))
@@ -221,6 +227,13 @@ func Run(ctx context.Context, b Builder, p compose.Plan, dataDir string, clock *
 	if res.Result != Built {
 		return res, nil
 	}
+	record, err := p.Encode()
+	if err != nil {
+		return res, err
+	}
+	if err := durable.WriteFile(filepath.Join(dir, PlanFile), record, 0o644); err != nil {
+		return res, err
+	}
 	return res, keep(res, dir, final)
 }
 
@@ -245,7 +258,10 @@ func keep(res Result, dir, final string) error {
 	}
 	for _, old := range done {
 		if old.Sequence == res.Sequence {
-			return again(old, res)
+			if err := again(old, res); err != nil {
+				return err
+			}
+			return keepPlan(dir, final)
 		}
 	}
 	if err := os.Rename(dir, final); err != nil {
@@ -262,4 +278,57 @@ func again(old, res Result) error {
 			res.Sequence, res.Module.SHA256, old.Module.SHA256)
 	}
 	return nil
+}
+
+// keepPlan puts the record of the plan beside a livepatch that was built
+// before. Its digest is the same; authors and origins, which the digest does
+// not cover, may have been mended since.
+func keepPlan(dir, final string) error {
+	b, err := durable.ReadFile(filepath.Join(dir, PlanFile), compose.MaxRecord)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(final, PlanFile), b, 0o644)
+}
+
+// Load reads one build in a folder, which may have been copied from another
+// machine: the result, and the record of its plan.
+func Load(dir string) (Result, compose.Plan, error) {
+	var res Result
+	b, err := durable.ReadFile(filepath.Join(dir, resultFile), 16<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return res, compose.Plan{}, fault.New(fault.NotFound, "no_build", "no build lies in %s: %w", dir, err).
+			WithHint("name the folder of one sequence, such as out/RELEASE/1")
+	}
+	if err != nil {
+		return res, compose.Plan{}, err
+	}
+	if err := json.Unmarshal(b, &res); err != nil {
+		return res, compose.Plan{}, fault.New(fault.Invalid, "bad_build", "read %s: %w", filepath.Join(dir, resultFile), err)
+	}
+	if res.Result != Built || res.Module == nil {
+		return res, compose.Plan{}, fault.New(fault.Invalid, "bad_build", "read %s: nothing was built", filepath.Join(dir, resultFile))
+	}
+	res.Module.Path = filepath.Join(dir, filepath.Base(res.Module.Path))
+	b, err = durable.ReadFile(filepath.Join(dir, PlanFile), compose.MaxRecord)
+	if errors.Is(err, fs.ErrNotExist) {
+		return res, compose.Plan{}, fault.New(fault.NotFound, "no_plan", "the plan of sequence %d is not recorded: %w", res.Sequence, err).
+			WithHint("build it again: klatch-forge build --kernel %s", res.Kernel)
+	}
+	if err != nil {
+		return res, compose.Plan{}, err
+	}
+	plan, err := compose.ParseRecord(b)
+	if err != nil {
+		return res, plan, err
+	}
+	digest, err := plan.Digest()
+	if err != nil {
+		return res, plan, err
+	}
+	if digest != res.Plan || plan.Sequence != res.Sequence {
+		return res, plan, fault.New(fault.Untrusted, "other_plan", "the recorded plan is not the one that sequence %d was built from", res.Sequence).
+			WithHint("build it again: klatch-forge build --kernel %s", res.Kernel)
+	}
+	return res, plan, nil
 }

@@ -26,7 +26,7 @@ type Policy struct {
 	// Publisher names whose livepatches these are; it is part of every key's
 	// name. Lower-case letters, digits, dots and dashes.
 	Publisher string `toml:"publisher"`
-	// Profile is lab or small; see docs/explanation/trust-on-the-machine.md.
+	// Profile is lab, small or full; see docs/explanation/trust-on-the-machine.md.
 	Profile trust.Profile `toml:"profile"`
 }
 
@@ -38,6 +38,7 @@ type Thresholds struct{ Keys, Need int }
 var Rules = map[trust.Profile]map[string]Thresholds{
 	trust.Lab:   {"root": {1, 1}, "targets": {1, 1}, "manifest": {1, 1}},
 	trust.Small: {"root": {3, 2}, "targets": {2, 2}, "manifest": {2, 2}},
+	trust.Full:  {"root": {5, 3}, "targets": {3, 2}, "manifest": {3, 2}},
 }
 
 // Dir is a publisher's data folder.
@@ -68,7 +69,7 @@ func Make(path string, p Policy) (Dir, error) {
 			WithHint("use lower-case letters, digits, dots and dashes: --publisher example.org")
 	}
 	if Rules[p.Profile] == nil {
-		return d, fault.New(fault.Invalid, "bad_profile", "profile %.40q is unknown", p.Profile).WithHint("use lab or small")
+		return d, fault.New(fault.Invalid, "bad_profile", "profile %.40q is unknown", p.Profile).WithHint("use lab, small or full")
 	}
 	for _, sub := range []string{"catalog", "queue"} {
 		if err := os.MkdirAll(filepath.Join(path, sub), 0o755); err != nil {

@@ -10,12 +10,16 @@ package publish
 import (
 	"context"
 	"encoding/json"
+	"path"
+	"path/filepath"
 	"time"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/sign"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
@@ -32,7 +36,9 @@ type custom struct {
 	Fixes    []livepatch.Fix    `json:"fixes"`
 }
 
-// Publish adds all signed livepatches of the builds, or finds them published.
+// Publish adds all signed livepatches of the builds with their evidence, the
+// policy that the evidence is checked by, and what machines are told of their
+// kernel builds; or finds them published.
 func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time.Time) (tufrepo.Result, error) {
 	var p tufrepo.Publication
 	for _, b := range builds {
@@ -40,20 +46,62 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 		if err != nil {
 			return tufrepo.Result{}, err
 		}
-		p.Targets = append(p.Targets, t)
+		e, err := evidenceTarget(b, t.Path)
+		if fault.CodeOf(err) == "no_evidence" && tufrepo.Has(d.Repository(), t) {
+			continue // published before there was evidence; it stays
+		}
+		if err != nil {
+			return tufrepo.Result{}, err
+		}
+		p.Targets = append(p.Targets, e, t)
 	}
 	if err := addNotices(d, builds, now, &p); err != nil {
 		return tufrepo.Result{}, err
 	}
-	if len(p.Targets)+len(p.Withdraw) == 0 {
+	if len(builds)+len(p.Targets)+len(p.Withdraw) == 0 {
 		return tufrepo.Result{}, fault.New(fault.Invalid, "nothing_signed", "no signed livepatch to publish").
 			WithHint("klatch-forge sign --kernel RELEASE")
+	}
+	if len(builds) > 0 {
+		policy, err := policyTarget(d)
+		if err != nil {
+			return tufrepo.Result{}, err
+		}
+		p.Targets = append(p.Targets, policy)
 	}
 	keys, err := sign.RepositoryKeys(d, false)
 	if err != nil {
 		return tufrepo.Result{}, err
 	}
 	return tufrepo.Publish(ctx, d.Repository(), p, keys, now)
+}
+
+func policyTarget(d datadir.Dir) (tufrepo.Target, error) {
+	policy, err := attest.ReadPolicy(d)
+	if err != nil {
+		return tufrepo.Target{}, err
+	}
+	content, err := policy.Encode()
+	if err != nil {
+		return tufrepo.Target{}, err
+	}
+	t := tufrepo.Target{Path: policy.TargetPath(), Content: content}
+	there, err := filepath.Glob(filepath.Join(d.Repository(), "targets", "policy", "*."+path.Base(t.Path)))
+	if err == nil && len(there) > 0 && !tufrepo.Has(d.Repository(), t) {
+		err = fault.New(fault.Conflict, "policy_published", "evidence policy %d is published with other content", policy.Version).
+			WithHint("raise version in evidence.toml: a published file never changes")
+	}
+	return t, err
+}
+
+func evidenceTarget(b build.Result, bundle string) (tufrepo.Target, error) {
+	f, err := attest.ReadFile(filepath.Dir(b.Module.Path))
+	if err != nil {
+		return tufrepo.Target{}, err
+	}
+	content, err := f.Encode()
+	name, _ := evidence.TargetPath(bundle)
+	return tufrepo.Target{Path: name, Content: content}, err
 }
 
 func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {

@@ -3,24 +3,24 @@
 package publish_test
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
-	"klatch/internal/cve"
 	"klatch/internal/fault"
+	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/proof"
 	"klatch/internal/forge/publish"
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"
+	"klatch/internal/testkit/evidencesim"
 	"klatch/internal/trust"
 	"klatch/internal/tufclient"
 )
@@ -36,28 +36,27 @@ func folder(t *testing.T, p trust.Profile) datadir.Dir {
 	if err := sign.MakeKeys(t.Context(), d, now); err != nil {
 		t.Fatal(err)
 	}
+	if p == trust.Lab {
+		return d
+	}
+	bob, err := attest.MakeKey(d, evidencesim.Bob, evidence.Reviewer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attest.Allow(d, bob.Signer()); err != nil {
+		t.Fatal(err)
+	}
 	return d
 }
 
-// builtAndTested puts a build of any bytes into the folder, with its test.
-func builtAndTested(t *testing.T, d datadir.Dir, seq livepatch.Sequence) build.Result {
+// built puts a build of any bytes into the folder, with all its evidence.
+func built(t *testing.T, d datadir.Dir, seq livepatch.Sequence) build.Result {
 	t.Helper()
-	b := build.Result{Version: 1, Result: build.Built, Kernel: "6.1.0-50-cloud-amd64", Distro: "debian-12", Arch: "amd64",
-		BuildID: [20]byte{7}, Sequence: seq, Fixes: []cve.ID{"CVE-2026-0001"}, Functions: []livepatch.Function{{Object: "vmlinux", Name: "f"}}}
-	dir := build.Dir(d.Path, b.Kernel, seq)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	b, plan, err := evidencesim.Built(d, seq)
+	if err != nil {
 		t.Fatal(err)
 	}
-	module := bytes.Repeat([]byte{byte(seq)}, 1000)
-	sum := sha256.Sum256(module)
-	b.Module = &build.Module{Path: filepath.Join(dir, seq.ModuleName()+".ko"), Bytes: 1000, SHA256: hex.EncodeToString(sum[:])}
-	if err := os.WriteFile(b.Module.Path, module, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := proof.Keep(dir, proof.Result{Version: proof.ResultVersion, Verdict: lab.Pass, Sequence: seq,
-		Required: []string{"load-and-disable"}, Scenarios: []proof.Scenario{{Name: "load-and-disable", Verdict: lab.Pass, Required: true}},
-		ModuleSHA256: b.Module.SHA256,
-		BuildID:      b.BuildID.String(), Fixes: []livepatch.Fix{{CVE: "CVE-2026-0001", Check: livepatch.Passed}}}); err != nil {
+	if err := evidencesim.Attested(d, b, plan, now); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -69,9 +68,14 @@ func TestSignedAndPublishedIsWhatAMachineReads(t *testing.T) {
 			d := folder(t, profile)
 			var builds []build.Result
 			for seq := livepatch.Sequence(1); seq <= 2; seq++ {
-				b := builtAndTested(t, d, seq)
-				if _, err := sign.Sign(d, b); err != nil {
+				b := built(t, d, seq)
+				res, err := sign.Sign(d, b, now)
+				if err != nil {
 					t.Fatal(err)
+				}
+				if notes := strings.Join(res.Evidence.Notes, "\n"); !strings.Contains(notes, "one builder only") || strings.Contains(notes, "LAB") != (profile == trust.Lab) ||
+					strings.Contains(notes, "nobody showed that CVE-2026-0002 is fixed") != (seq == 2) {
+					t.Errorf("profile %s says %q", profile, notes)
 				}
 				builds = append(builds, b)
 			}
@@ -103,10 +107,13 @@ func TestSignedAndPublishedIsWhatAMachineReads(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := len(snap.Targets()); n != 2 {
+			if n := len(snap.Targets()); n != 5 { // the policy, and evidence beside each
 				t.Fatalf("%d targets", n)
 			}
 			for _, target := range snap.Targets() {
+				if !strings.HasSuffix(target.Path, ".lpb") {
+					continue
+				}
 				content, err := snap.Download(t.Context(), target, livepatch.MaxBundle)
 				if err != nil {
 					t.Fatal(err)
@@ -135,31 +142,40 @@ func TestSignedAndPublishedIsWhatAMachineReads(t *testing.T) {
 
 func TestSigningRefusesWhatIsNotProved(t *testing.T) {
 	d := folder(t, trust.Lab)
-	b := builtAndTested(t, d, 1)
-	result := filepath.Join(filepath.Dir(b.Module.Path), "test.json")
-	good, err := os.ReadFile(result)
+	b := built(t, d, 1)
+	tester, err := attest.Key(d, evidence.Tester, "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	result := filepath.Join(filepath.Dir(b.Module.Path), "evidence", "tester-lab.json")
 	if err := os.Remove(result); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sign.Sign(d, b); fault.CodeOf(err) != "not_tested" {
+	if _, err := sign.Sign(d, b, now); fault.CodeOf(err) != "not_tested" {
 		t.Errorf("untested: %v", err)
 	}
-	if err := os.WriteFile(result, bytes.Replace(good, []byte(`"pass"`), []byte(`"broken"`), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := sign.Sign(d, b); fault.CodeOf(err) != "test_failed" {
-		t.Errorf("a broken lab: %v", err)
-	}
-	if err := os.WriteFile(result, good, 0o644); err != nil {
-		t.Fatal(err)
+	for name, change := range map[string]func(*proof.Result){
+		"a broken lab": func(r *proof.Result) { r.Verdict, r.Scenarios[1].Verdict = lab.Broken, lab.Broken },
+		"a fail":       func(r *proof.Result) { r.Verdict, r.Scenarios[1].Verdict = lab.Fail, lab.Fail },
+		"no boot":      func(r *proof.Result) { r.Verdict, r.Scenarios = lab.Broken, nil },
+	} {
+		r := evidencesim.Tested(b)
+		change(&r)
+		e, err := attest.Test(tester, b, r, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := attest.Put(filepath.Dir(b.Module.Path), evidence.Tester, tester.Name, e); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sign.Sign(d, b, now); fault.CodeOf(err) != "test_failed" {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	if err := os.WriteFile(b.Module.Path, []byte("other bytes"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sign.Sign(d, b); fault.CodeOf(err) != "module_digest" {
+	if _, err := sign.Sign(d, b, now); fault.CodeOf(err) != "module_digest" {
 		t.Errorf("other bytes than were built: %v", err)
 	}
 	if _, err := os.Stat(sign.BundleFile(d, b)); err == nil {
@@ -170,21 +186,87 @@ func TestSigningRefusesWhatIsNotProved(t *testing.T) {
 	}
 }
 
-func TestSigningTwiceGivesTheSameBundle(t *testing.T) {
+// TestSigningTwiceGivesTheSameFiles: the evidence keeps the time at which it
+// first sufficed, because it may be published.
+func TestSigningTwiceGivesTheSameFiles(t *testing.T) {
 	d := folder(t, trust.Lab)
-	b := builtAndTested(t, d, 1)
-	var bundles [2][]byte
-	for i := range bundles {
-		if _, err := sign.Sign(d, b); err != nil {
+	b := built(t, d, 1)
+	var files [2]string
+	for i := range files {
+		if _, err := sign.Sign(d, b, now.Add(time.Duration(i)*time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		var err error
-		if bundles[i], err = os.ReadFile(sign.BundleFile(d, b)); err != nil {
+		bundle, err := os.ReadFile(sign.BundleFile(d, b))
+		if err != nil {
 			t.Fatal(err)
 		}
+		beside, err := os.ReadFile(filepath.Join(filepath.Dir(b.Module.Path), "evidence.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[i] = string(bundle) + string(beside)
 	}
-	if !bytes.Equal(bundles[0], bundles[1]) {
-		t.Error("the bundles differ")
+	if files[0] != files[1] {
+		t.Error("the files differ")
+	}
+}
+
+// TestWhatWasPublishedBeforeEvidenceStays: a bundle in the repository without
+// evidence is no reason to stop publishing; a new one without it is refused.
+func TestWhatWasPublishedBeforeEvidenceStays(t *testing.T) {
+	d := folder(t, trust.Lab)
+	one := built(t, d, 1)
+	if _, err := sign.Sign(d, one, now); err != nil {
+		t.Fatal(err)
+	}
+	beside := filepath.Join(filepath.Dir(one.Module.Path), "evidence.json")
+	if err := os.Rename(beside, beside+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{one}, now); fault.CodeOf(err) != "no_evidence" {
+		t.Errorf("a new livepatch without evidence: %v", err)
+	}
+	if err := os.Rename(beside+".away", beside); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{one}, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(beside); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{one}, now); err != nil {
+		t.Errorf("a published livepatch without evidence: %v", err)
+	}
+}
+
+// TestAPublishedPolicyNeverChanges: another text needs another version.
+func TestAPublishedPolicyNeverChanges(t *testing.T) {
+	d := folder(t, trust.Lab)
+	b := built(t, d, 1)
+	if _, err := sign.Sign(d, b, now); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{b}, now); err != nil {
+		t.Fatal(err)
+	}
+	p, err := attest.ReadPolicy(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.TestDays = 3
+	if err := attest.WritePolicy(d, p); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{b}, now); fault.CodeOf(err) != "policy_published" {
+		t.Errorf("another policy of the same version: %v", err)
+	}
+	p.Version++
+	if err := attest.WritePolicy(d, p); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := publish.Publish(t.Context(), d, []build.Result{b}, now); err != nil || !res.Changed {
+		t.Errorf("a newer policy: %+v, %v", res, err)
 	}
 }
 
@@ -194,7 +276,7 @@ func TestKeysAreMadeOnceAndPrivate(t *testing.T) {
 	read := func() map[string]string {
 		all := map[string]string{}
 		files, err := filepath.Glob(filepath.Join(d.Keys(), "*"))
-		if err != nil || len(files) != 3+2+1+1+2+1 {
+		if err != nil || len(files) != 3+2+1+1+2+1+4 { // four of evidence
 			t.Fatalf("%d key files, %v", len(files), err)
 		}
 		for _, f := range append(files, d.Anchor()) {

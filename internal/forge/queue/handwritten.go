@@ -36,6 +36,7 @@ const DeclaredName = "livepatch.toml"
 // queue's folder "source".
 type Handwritten struct {
 	Fixes     []cve.ID   `toml:"fixes"`
+	Author    string     `toml:"author"` // whom a reviewer must not be; may be empty
 	Functions []Replaced `toml:"function"`
 	Callbacks []Callback `toml:"callback"`
 	Shadows   []Shadow   `toml:"shadow"`

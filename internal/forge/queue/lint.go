@@ -22,6 +22,10 @@ func Lint(diff []byte) ([]string, error) {
 	return files, err
 }
 
+// Plain reads a diff as Lint does and also returns it as List would: nothing
+// but heads and hunks.
+func Plain(diff []byte) (files []string, plain []byte, err error) { return read(diff) }
+
 var hunkSize = regexp.MustCompile(`^@@ -[0-9]+(?:,([0-9]{1,7}))? \+[0-9]+(?:,([0-9]{1,7}))? @@`)
 
 // read also returns the diff without anything around its hunks: patch(1) would

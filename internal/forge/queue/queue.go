@@ -34,6 +34,7 @@ type Patch struct {
 	Name   string // file name without ".patch"
 	Fixes  []cve.ID
 	Origin string   // where the change comes from, for people
+	Author string   // who put it here, whom a reviewer must not be; may be empty
 	Diff   []byte   // as List gives it, nothing but heads and hunks
 	Files  []string // touched, relative to the source tree
 }
@@ -210,6 +211,9 @@ func (p Patch) encode() []byte {
 	if p.Origin != "" {
 		fmt.Fprintf(&b, "Origin: %s\n", strings.ReplaceAll(p.Origin, "\n", " "))
 	}
+	if p.Author != "" {
+		fmt.Fprintf(&b, "Author: %s\n", strings.Join(strings.Fields(p.Author), " "))
+	}
 	b.WriteString("---\n")
 	b.Write(p.Diff)
 	return b.Bytes()
@@ -232,6 +236,8 @@ func decode(name string, b []byte) (Patch, error) {
 			p.Fixes = append(p.Fixes, id)
 		case "Origin":
 			p.Origin = value
+		case "Author":
+			p.Author = value
 		}
 	}
 	var err error

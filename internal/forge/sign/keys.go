@@ -29,6 +29,7 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/forge/attest"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/trust"
 	"klatch/internal/tufrepo"
@@ -67,6 +68,9 @@ func MakeKeys(ctx context.Context, d datadir.Dir, now time.Time) error {
 		return err
 	}
 	if err := makeFile(ModuleCertFile(d), func() ([]byte, error) { return newModuleCert(d, now) }); err != nil {
+		return err
+	}
+	if err := attest.MakeKeys(d); err != nil {
 		return err
 	}
 	return makeFile(d.Anchor(), func() ([]byte, error) { return newAnchor(ctx, d, now) })

@@ -12,14 +12,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/proof"
+	"klatch/internal/forge/evidence"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
 )
@@ -53,60 +55,102 @@ func BundleFile(d datadir.Dir, b build.Result) string {
 	return filepath.Join(build.Dir(d.Path, b.Kernel, b.Sequence), bundleFile)
 }
 
-// Sign signs a built and tested livepatch and writes its bundle. It refuses
-// what was not tested, or not as these bytes. Signing again gives the same
-// bundle: neither signature holds a time or a random number.
-func Sign(d datadir.Dir, b build.Result) (livepatch.Manifest, error) {
-	var m livepatch.Manifest
+// Result is a signed livepatch: what its manifest says, and the evidence that
+// it passed the gate with.
+type Result struct {
+	Manifest livepatch.Manifest
+	Evidence evidence.Report
+}
+
+// Sign is the signing gate: it signs a livepatch whose evidence suffices
+// (package attest), and writes bundle and evidence file. Signing again gives
+// the same bundle: neither signature holds a time or a random number.
+func Sign(d datadir.Dir, b build.Result, now time.Time) (Result, error) {
+	var res Result
 	dir := build.Dir(d.Path, b.Kernel, b.Sequence)
-	tested, err := proof.Read(dir, b)
-	if err != nil {
-		return m, err
-	}
 	raw, err := durable.ReadFile(b.Module.Path, livepatch.MaxModule)
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	if sum := sha256.Sum256(raw); hex.EncodeToString(sum[:]) != b.Module.SHA256 {
-		return m, fault.New(fault.Untrusted, "module_digest", "module %s is not the one that was built", b.Module.Path).
+		return res, fault.New(fault.Untrusted, "module_digest", "module %s is not the one that was built", b.Module.Path).
 			WithHint("build again: klatch-forge build --kernel %s", b.Kernel)
+	}
+	earlier, err := Before(d, b)
+	if err != nil {
+		return res, err
+	}
+	file, report, err := attest.Gate(d, b, earlier, now)
+	if err != nil {
+		return res, err
 	}
 	mk, err := moduleKey(d)
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	key, err := readKey(moduleKeyFile(d))
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	signed, err := trust.AppendModuleSignature(raw, mk, key, rand.Reader)
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	s256, s512 := sha256.Sum256(signed), sha512.Sum512(signed)
-	m = livepatch.Manifest{Format: livepatch.ManifestFormat, Kernel: b.KernelBuild(), Sequence: b.Sequence,
+	res.Manifest = livepatch.Manifest{Format: livepatch.ManifestFormat, Kernel: b.KernelBuild(), Sequence: b.Sequence,
 		Module: livepatch.Module{Name: b.Sequence.ModuleName(), Bytes: int64(len(signed)),
 			SHA256: hex.EncodeToString(s256[:]), SHA512: hex.EncodeToString(s512[:])},
-		Fixes: tested.Fixes, Functions: b.Functions}
+		Fixes: report.Fixes, Functions: b.Functions}
 	signers, err := manifestSigners(d)
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	var ns []note.Signer
 	for _, s := range signers {
 		ns = append(ns, s)
 	}
-	manifest, err := trust.SignManifest(m, ns...)
+	manifest, err := trust.SignManifest(res.Manifest, ns...)
 	if err != nil {
-		return m, err
+		return res, err
 	}
 	if err := verifyOwn(d, manifest, signed); err != nil {
-		return m, err
+		return res, err
+	}
+	// Again with the manifest, as a stranger will.
+	policy, err := attest.ReadPolicy(d)
+	if err != nil {
+		return res, err
+	}
+	if res.Evidence, err = evidence.Check(policy, attest.Facts(file, earlier, now, &res.Manifest), file.Statements); err != nil {
+		return res, err
 	}
 	if err := durable.WriteFile(filepath.Join(dir, signedModule), signed, 0o644); err != nil {
-		return m, err
+		return res, err
 	}
-	return m, durable.WriteFile(filepath.Join(dir, bundleFile), livepatch.Bundle{Manifest: manifest, Module: signed}.Encode(), 0o644)
+	if err := attest.WriteFile(dir, file); err != nil {
+		return res, err
+	}
+	return res, durable.WriteFile(filepath.Join(dir, bundleFile), livepatch.Bundle{Manifest: manifest, Module: signed}.Encode(), 0o644)
+}
+
+// Before lists the lower sequences of the kernel that were signed:
+// machines may have them.
+func Before(d datadir.Dir, b build.Result) ([]livepatch.Sequence, error) {
+	all, err := build.Read(d.Path, b.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := Signed(d, all)
+	if err != nil {
+		return nil, err
+	}
+	var out []livepatch.Sequence
+	for _, o := range signed {
+		if o.Sequence < b.Sequence {
+			out = append(out, o.Sequence)
+		}
+	}
+	return out, nil
 }
 
 // verifyOwn checks a new bundle as a machine would, with the anchor that
