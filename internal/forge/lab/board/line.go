@@ -21,8 +21,15 @@ import (
 	"klatch/internal/forge/lab/guest"
 )
 
-// reopenEvery is how long to wait before a line is tried again.
-const reopenEvery = 500 * time.Millisecond
+const (
+	// reopenEvery is how long to wait before a line is tried again.
+	reopenEvery = 500 * time.Millisecond
+	// firstByte is what a program may take to bring the agent's first word,
+	// which says one every second; nextByte is how long it may be silent
+	// later. ssh itself would not notice for minutes that the board is gone.
+	firstByte = 10 * time.Second
+	nextByte  = time.Minute
+)
 
 // line is one way to the board. It comes back by itself: an adapter that is
 // fed by the board is gone while the board is off, and ssh ends with each
@@ -31,8 +38,12 @@ type line struct {
 	open func() (io.ReadWriteCloser, error)
 	name string
 
+	program bool // the line is a program, which is started again when it is silent
+
 	mu     sync.Mutex
 	now    io.ReadWriteCloser
+	came   time.Time     // when something came last
+	limit  time.Duration // for the silence after it
 	closed bool
 	done   chan struct{}
 	since  time.Time // since when it is down
@@ -49,7 +60,7 @@ func newLine(c Line) *line {
 		l.name = c.Socket
 		l.open = func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", c.Socket, 10*time.Second) }
 	default:
-		l.name = c.Command[0]
+		l.name, l.program = c.Command[0], true
 		l.open = func() (io.ReadWriteCloser, error) { return startCommand(c.Command) }
 	}
 	return l
@@ -74,6 +85,9 @@ func (l *line) Read(p []byte) (int, error) {
 			l.drop(c, err)
 		}
 		if n > 0 {
+			l.mu.Lock()
+			l.came, l.limit = time.Now(), nextByte
+			l.mu.Unlock()
 			return n, nil
 		}
 	}
@@ -104,7 +118,43 @@ func (l *line) current() (io.ReadWriteCloser, error) {
 		return nil, errors.Join(io.EOF, c.Close())
 	}
 	l.now, l.since, l.why = c, time.Time{}, nil
+	l.came, l.limit = time.Now(), firstByte
+	if l.program {
+		go l.watch(c)
+	}
 	return c, nil
+}
+
+// watch ends a program that brings nothing.
+func (l *line) watch(c io.ReadWriteCloser) {
+	t := time.NewTicker(reopenEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-l.done:
+			return
+		case now := <-t.C:
+			l.mu.Lock()
+			gone, silent, limit := l.now != c, now.Sub(l.came), l.limit
+			l.mu.Unlock()
+			switch {
+			case gone:
+				return
+			case silent > limit:
+				l.drop(c, fmt.Errorf("nothing came for %v", limit))
+			}
+		}
+	}
+}
+
+// renew starts a program again: its board has gone.
+func (l *line) renew() {
+	l.mu.Lock()
+	c := l.now
+	l.mu.Unlock()
+	if l.program && c != nil {
+		l.drop(c, errors.New("the board's power was off"))
+	}
 }
 
 func (l *line) drop(c io.Closer, err error) {

@@ -226,6 +226,7 @@ func (m *machine) powerOn(ctx context.Context) error {
 	if err := sleep(ctx, lastBytes); err != nil {
 		return err
 	}
+	m.line.renew()
 	m.link.Forget()
 	if *m.rig.cfg.File.Power.OffSeconds > 0 {
 		if err := sleep(ctx, 2*time.Second); err != nil {

@@ -8,11 +8,10 @@ import (
 )
 
 // On the line a frame is the byte 0xC0, its content with six bits in each
-// byte from 0x80 to 0xBF, and the byte 0xC1. Text of a console is made of
-// other bytes: ASCII is below 0x80, and 0xC0 and 0xC1 are never part of valid
-// UTF-8 (RFC 3629, section 1). So every single byte says to whom it belongs,
-// and a kernel that prints into the middle of a frame damages neither the
-// frame nor its own line. 0xFF is not used because of telnet and PARMRK.
+// byte from 0x80 to 0xBF, and the byte 0xC1. Text of a console is below 0x80.
+// So every single byte says to whom it belongs, and a kernel that prints into
+// the middle of a frame damages neither the frame nor its own line. 0xFF is
+// not used because of telnet and PARMRK.
 const (
 	begin   = 0xC0
 	end     = 0xC1
@@ -98,53 +97,35 @@ func decode(content []byte) (frame, bool) {
 type splitter struct {
 	inside  bool
 	content []byte // of the frame that is coming
-	tail    int    // bytes of a UTF-8 character that still belong to the console
 }
 
 // split gives each whole frame to take, and returns the bytes of the console
 // in their order.
+//
+// What is neither, the rest of a damaged frame or a letter outside of ASCII,
+// is dropped: in front of a kernel's line it would keep the detector from
+// knowing the line, and a trouble from being seen.
 func (s *splitter) split(in []byte, take func(frame)) (console []byte) {
 	for _, b := range in {
 		switch {
+		case b < symbols:
+			console = append(console, b)
 		case b == begin:
-			s.inside, s.content, s.tail = true, s.content[:0], 0
+			s.inside, s.content = true, s.content[:0]
 		case b == end:
 			if s.inside {
 				if f, ok := decode(s.content); ok {
 					take(f)
 				}
 			}
-			s.inside, s.content, s.tail = false, s.content[:0], 0
-		case b&0xC0 == symbols && s.tail > 0:
-			s.tail--
-			console = append(console, b)
-		case b&0xC0 == symbols && s.inside:
+			s.inside, s.content = false, s.content[:0]
+		case b < begin && s.inside:
 			if len(s.content) == maxSymbols { // its end was lost
 				s.inside = false
 				continue
 			}
 			s.content = append(s.content, b)
-		case b&0xC0 == symbols:
-			// The rest of a frame whose begin was lost. It must not stand in
-			// front of a kernel's line, which would not be recognized then.
-		default:
-			s.tail = utf8Tail(b)
-			console = append(console, b)
 		}
 	}
 	return console
-}
-
-// utf8Tail is how many bytes of a character follow this one.
-func utf8Tail(b byte) int {
-	switch {
-	case b >= 0xF0 && b < 0xF8:
-		return 3
-	case b >= 0xE0 && b < 0xF0:
-		return 2
-	case b > end && b < 0xE0:
-		return 1
-	default:
-		return 0
-	}
 }
