@@ -34,7 +34,8 @@ type emulated struct {
 
 const powerScript = `#!/bin/sh
 # power on|off: the power switch of the emulated board
-cd "$(dirname "$0")" || exit 1
+set -e
+cd "$(dirname "$0")"
 case $1 in
 on)
 	[ ! -e on ] || exit 0
@@ -53,7 +54,7 @@ on)
 off)
 	[ -e on ] || exit 0
 	rm -f on
-	kill -9 -- "-$(cat pid)"
+	kill -s KILL -- "-$(cat pid)"
 	rm -f line.sock
 	;;
 esac
