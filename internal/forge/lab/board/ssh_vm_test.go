@@ -6,6 +6,7 @@ package board_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 
+	"klatch/internal/forge/lab"
+	"klatch/internal/forge/lab/board"
 	"klatch/internal/forge/lab/guest"
 	"klatch/internal/forge/lab/labtest"
 	"klatch/internal/testkit"
@@ -44,21 +47,66 @@ dropbear -r /etc/hostkey -s
 while :; do sleep 1000; done
 `
 
-// TestBoardWithSSH runs the suite of all rigs on a board whose agent is
-// started through an SSH server, and whose kernel prints on a serial line of
-// its own.
-func TestBoardWithSSH(t *testing.T) {
+// newSSHBoard is a board whose agent is started through an SSH server, and
+// whose kernel prints on a serial line of its own.
+func newSSHBoard(t *testing.T) *emulated {
+	t.Helper()
 	testkit.Need(t, "dropbear", "virtio")
 	e := newBoard(t)
 	key, port := e.addSSH(t)
-	e.write(t, "words", "console=ttyS0,115200 tsc=reliable no_timer_check quiet")
+	e.write(t, "words", "console=ttyS0,115200 tsc=reliable no_timer_check")
 	e.write(t, "options", fmt.Sprintf("-netdev user,id=n,hostfwd=tcp:127.0.0.1:%d-:22 -device virtio-net-pci,netdev=n,romfile=", port))
-	console := e.file.Line
-	e.file.Console = &console
-	e.file.Line.Socket = ""
-	e.file.Line.Command = []string{"dbclient", "-y", "-y", "-T", "-i", key, "-p", fmt.Sprint(port), "root@127.0.0.1",
-		"/usr/local/sbin/" + guest.AgentName + " -"}
-	labtest.Run(t, e.rig(t, nil), spec())
+	e.file.Console = &board.Line{Socket: e.socket}
+	e.file.Line = board.Line{Command: []string{"dbclient", "-y", "-y", "-T", "-i", key, "-p", fmt.Sprint(port), "root@127.0.0.1",
+		"/usr/local/sbin/" + guest.AgentName + " -"}}
+	return e
+}
+
+// TestBoardWithSSH: what is other than on a serial line. The answer and the
+// console go different ways, and one of them can be cut alone.
+func TestBoardWithSSH(t *testing.T) {
+	e := newSSHBoard(t)
+	a := newAdapter(t, e)
+	e.file.Console.Socket = a.socket
+	m := boot(t, e.rig(t, nil), spec())
+	content := bytes.Repeat([]byte{0, 0xc0, 0xc1, '\n', 0xff}, 20_000)
+	if err := m.Put(t.Context(), "/tmp/put", 0o640, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	res, err := m.Run(t.Context(), lab.Command{Argv: []string{"cat", "/tmp/put"}})
+	if err != nil || !bytes.Equal(res.Stdout, content) {
+		t.Errorf("%d bytes came back, want %d, %v", len(res.Stdout), len(content), err)
+	}
+	output(t, m, "for i in 1 2 3 4 5 6 7 8 9; do echo \"klatch test line $i\" > /dev/kmsg; done")
+	before, err := m.Console()
+	if err != nil || !strings.Contains(before, "klatch test line 9") {
+		t.Errorf("the console is late, %v: %q", err, before[max(0, len(before)-200):])
+	}
+	id := m.BootID()
+	_, err = m.Run(t.Context(), lab.Command{Argv: []string{"sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger"}})
+	if !errors.Is(err, lab.ErrGuestRebooted) {
+		t.Errorf("a crash: %v", err)
+	}
+	if err := m.Await(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	text, cerr := m.Console()
+	if v, troubles := lab.Judge(err, strings.TrimPrefix(text, before)); v != lab.Fail || cerr != nil {
+		t.Errorf("verdict %s, %v, %+v", v, cerr, troubles)
+	}
+	a.pull()
+	_, err = m.Console()
+	labtest.Broken(t, err)
+	if !strings.Contains(fmt.Sprint(err), "does not arrive") {
+		t.Error("the console's cable is out, and the error does not say so")
+	}
+}
+
+// TestSuiteWithSSH takes two minutes more, and shows nothing that the others
+// do not show together.
+func TestSuiteWithSSH(t *testing.T) {
+	testkit.Need(t, "long")
+	labtest.Run(t, newSSHBoard(t).rig(t, nil), spec())
 }
 
 // addSSH puts the server, the network's modules and the agent's program onto
