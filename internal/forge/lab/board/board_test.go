@@ -74,6 +74,11 @@ func TestBoardsFile(t *testing.T) {
 	if f, err := Load(path); err != nil || f.Lock != path+".lock" {
 		t.Errorf("lock %q, %v", f.Lock, err)
 	}
+	t.Chdir(filepath.Dir(filepath.Dir(path)))
+	name := filepath.Join(filepath.Base(filepath.Dir(path)), "b.toml")
+	if f, err := Load(name); err != nil || f.Lock != name+".lock" {
+		t.Errorf("lock of a relative path %q, %v", f.Lock, err)
+	}
 }
 
 func FuzzParse(f *testing.F) {

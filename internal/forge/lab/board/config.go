@@ -91,7 +91,7 @@ func Load(path string) (File, error) {
 		return f, fault.New(fault.Invalid, "bad_board", "board's file %s: %w", path, err).WithHint("docs/reference/board.md")
 	}
 	if f.Lock == "" {
-		f.Lock = path + ".lock"
+		f.Lock = filepath.Base(path) + ".lock"
 	}
 	if !filepath.IsAbs(f.Lock) {
 		f.Lock = filepath.Join(filepath.Dir(path), f.Lock)

@@ -248,9 +248,23 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// maxRestarts is how often a board may restart itself while it is made ready,
+// as in virtual machines: what a livepatch brought down may come up later.
+const maxRestarts = 4
+
 // await waits for the agent's first word of another boot and makes the board
 // ready. With a kernel to choose that takes two restarts.
 func (m *machine) await(ctx context.Context, notBootID string) error {
+	for restarts := 0; ; restarts++ {
+		err := m.awaitOnce(ctx, notBootID)
+		if !errors.Is(err, lab.ErrGuestRebooted) || restarts == maxRestarts {
+			return settled(err)
+		}
+		notBootID = ""
+	}
+}
+
+func (m *machine) awaitOnce(ctx context.Context, notBootID string) error {
 	for chosen := false; ; chosen = true {
 		if err := m.hello(ctx, notBootID); err != nil {
 			return err

@@ -63,7 +63,7 @@ func (r *Rig) About() lab.About { return lab.About{Kind: lab.Hardware, Name: r.c
 func (r *Rig) Boot(ctx context.Context, s lab.Spec) (lab.Machine, error) {
 	m, err := r.boot(ctx, s)
 	if err != nil {
-		return nil, lab.Brokenf(settled(err), "boot %s on board %s", s.Name, r.cfg.File.Name)
+		return nil, lab.Brokenf(err, "boot %s on board %s", s.Name, r.cfg.File.Name)
 	}
 	if r.cfg.File.Kernel.says("{append}") {
 		return tunable{m}, nil
@@ -71,11 +71,11 @@ func (r *Rig) Boot(ctx context.Context, s lab.Spec) (lab.Machine, error) {
 	return m, nil
 }
 
-// settled: a board that restarts while it is made ready is nobody's fault
-// but the lab's: nothing under test runs yet.
+// settled: a board that goes on restarting while it is made ready is broken.
+// The console may know more, and is asked by whoever judges.
 func settled(err error) error {
 	if errors.Is(err, lab.ErrGuestRebooted) {
-		return fmt.Errorf("board restarts by itself: %s", err) //nolint:errorlint // hides it on purpose
+		return &lab.BrokenError{What: "make the board ready", Err: fmt.Errorf("it restarts by itself: %s", err)} //nolint:errorlint // hides it on purpose
 	}
 	return err
 }
