@@ -319,6 +319,23 @@ func TestALineComesBack(t *testing.T) {
 	}
 }
 
+// An adapter without a cable may be opened, and ends at once.
+func TestALineThatBringsNothingStaysDown(t *testing.T) {
+	l := newLine(Line{Command: []string{"true"}})
+	defer l.Close()
+	began, _ := l.down()
+	go func() { _, _ = l.Read(make([]byte, 1)) }()
+	time.Sleep(3 * reopenEvery)
+	for {
+		if since, why := l.down(); !since.IsZero() {
+			if !since.Equal(began) || why == nil {
+				t.Errorf("down since %v, not %v: %v", since, began, why)
+			}
+			return
+		}
+	}
+}
+
 func TestALineOfAProgram(t *testing.T) {
 	l := newLine(Line{Command: []string{"sh", "-c", "read x; echo got $x; echo no route >&2"}})
 	defer l.Close()

@@ -46,12 +46,14 @@ type line struct {
 	limit  time.Duration // for the silence after it
 	closed bool
 	done   chan struct{}
-	since  time.Time // since when it is down
+	since  time.Time // since when it is down; zero is up
+	before time.Time // since when it was, before it came up
 	why    error
+	later  time.Time // not opened before
 }
 
 func newLine(c Line) *line {
-	l := &line{done: make(chan struct{}), since: time.Now().Add(-reopenEvery), why: errors.New("not opened yet")}
+	l := &line{done: make(chan struct{}), since: time.Now(), why: errors.New("not opened yet")}
 	switch {
 	case c.Serial != "":
 		l.name = c.Serial
@@ -96,16 +98,13 @@ func (l *line) Read(p []byte) (int, error) {
 // current opens the line if it is not; nil without an error means: later.
 func (l *line) current() (io.ReadWriteCloser, error) {
 	l.mu.Lock()
-	c, closed := l.now, l.closed
+	c, closed, later := l.now, l.closed, l.later
 	l.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		return nil, io.EOF
-	}
-	if c != nil {
+	case c != nil || time.Now().Before(later):
 		return c, nil
-	}
-	if since, why := l.down(); why != nil && time.Since(since) < reopenEvery {
-		return nil, nil
 	}
 	c, err := l.open() // without the lock: only the reader opens
 	l.mu.Lock()
@@ -117,7 +116,7 @@ func (l *line) current() (io.ReadWriteCloser, error) {
 	case l.closed:
 		return nil, errors.Join(io.EOF, c.Close())
 	}
-	l.now, l.since, l.why = c, time.Time{}, nil
+	l.now, l.before, l.since, l.why = c, l.since, time.Time{}, nil
 	l.came, l.limit = time.Now(), firstByte
 	if l.program {
 		go l.watch(c)
@@ -167,6 +166,10 @@ func (l *line) drop(c io.Closer, err error) {
 		err = fmt.Errorf("%w: %w", err, cerr)
 	}
 	l.now, l.since, l.why = nil, time.Now(), err
+	l.later = l.since.Add(reopenEvery)
+	if l.limit == firstByte { // it came up and brought nothing: it is down still
+		l.since = l.before
+	}
 }
 
 // Write implements io.Writer.

@@ -123,7 +123,7 @@ func TestNoiseOnTheLine(t *testing.T) {
 		if p[at] < 0x80 {
 			return p // a letter of the kernel that is lost is lost for ever
 		}
-		switch rand.N(500) { //nolint:gosec // any noise does
+		switch rand.N(1000) { //nolint:gosec // any noise does
 		case 0:
 			p = slices.Delete(p, at, at+1)
 		case 1:
@@ -137,14 +137,14 @@ func TestNoiseOnTheLine(t *testing.T) {
 		return p
 	}
 	m := boot(t, e.rig(t, through(a)), spec())
-	const lines = 400
+	const lines = 150
 	flood := make(chan error, 1)
 	go func() {
 		_, err := m.Run(t.Context(), lab.Command{Argv: []string{"sh", "-c",
 			fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo \"flood line $i ends here\" > /dev/kmsg; i=$((i+1)); done", lines)}, Timeout: 2 * time.Minute})
 		flood <- err
 	}()
-	content := bytes.Repeat([]byte{0, 0xc0, 0xc1, '\n', 0xff, 0x80}, 5_000)
+	content := bytes.Repeat([]byte{0, 0xc0, 0xc1, '\n', 0xff, 0x80}, 2_000)
 	if err := m.Put(t.Context(), "/tmp/noisy", 0o644, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
