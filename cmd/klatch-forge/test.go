@@ -22,7 +22,6 @@ import (
 	"klatch/internal/forge/kerneltree"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/lab/player"
-	"klatch/internal/forge/lab/qemu"
 	"klatch/internal/forge/lab/shell"
 	"klatch/internal/forge/proof"
 	"klatch/internal/forge/proof/page"
@@ -32,6 +31,8 @@ import (
 
 // trialFlags say what of a livepatch is tried, and how.
 type trialFlags struct {
+	rigFlags
+
 	cpus      int
 	busy      time.Duration
 	parallel  int
@@ -46,7 +47,7 @@ func testCommand(o *options) *cobra.Command {
 	var asJSON, list bool
 	c := &cobra.Command{
 		Use:   "test --kernel RELEASE",
-		Short: "Try the newest livepatch on its kernel, in virtual machines",
+		Short: "Try the newest livepatch on its kernel, in virtual machines or on a board",
 		Long: `Plays every story that the livepatch must go through, each on a machine of its
 own that boots the stock kernel: it loads from clean, on a busy machine and over
 every earlier sequence; the flaw of each fix shows before and not after; it can be
@@ -57,6 +58,10 @@ Stories of your own, in scenarios/ of the data folder, are required like ours
 What was played with the same inputs is not played again, so an interrupted
 test goes on, and an unchanged one is done at once. Result, report page and all
 runs are kept beside the livepatch: test.json, report.html, runs/.
+
+--board plays them on real hardware, one after the other. The board must boot
+that kernel by itself, or its file says how to choose it (docs/howto/board.md).
+Its power is cut before and after each.
 
 Verdict pass, fail (the livepatch) or broken (the lab; never counts as pass).
 Exit status 0, 3 or 75.
@@ -91,6 +96,7 @@ story language. --replay plays a run again from its recorded inputs.`,
 		},
 	}
 	kernelFlag(c, &release)
+	f.flags(c)
 	fl := c.Flags()
 	fl.BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
 	fl.IntVar(&f.cpus, "cpus", 0, "processors of a machine (default 2)")
@@ -142,9 +148,12 @@ func trial(cmd *cobra.Command, o *options, r kernel.Release, f trialFlags) (data
 	if err := readable(tree.Image()); err != nil {
 		return d, t, fault.New(fault.NotFound, "no_image", "kernel to boot: %w", err).WithHint("add the kernel again; your own one with --image bzImage")
 	}
-	rig, err := newRig(cache)
+	rig, err := f.open(d, cache)
 	if err != nil {
 		return d, t, err
+	}
+	if lab.Describe(rig).Kind == lab.Hardware {
+		f.parallel = 1
 	}
 	own, err := proof.Own(d.Path, e.Series, newest.Fixes)
 	if err != nil {
@@ -200,15 +209,6 @@ func lookAround(cmd *cobra.Command) func(context.Context, *player.Player, lab.Ma
 			out(cmd, "the shell ended: %v\n", err)
 		}
 	}
-}
-
-// newRig makes virtual machines whose guest side is this program itself.
-func newRig(cache string) (*qemu.Rig, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	return qemu.New(qemu.Config{Guest: self, Cache: filepath.Join(cache, "lab")})
 }
 
 func newestBuild(d datadir.Dir, r kernel.Release) (newest build.Result, earlier []build.Result, err error) {

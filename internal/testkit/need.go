@@ -75,6 +75,10 @@ var probes = map[string]func() bool{
 	"gcc-11":      allInPath("gcc-11"),
 	"clang":       allInPath("clang-14"),
 	"python3":     allInPath("python3"),
+	"dropbear":    allInPath("dropbear", "dbclient", "dropbearkey", "ldd"),
+	"virtio": func() bool {
+		return Kernel() != "" && isFile(filepath.Join(filepath.Dir(Kernel()), "modules", "virtio_net.ko"))
+	},
 	"ownkernel": func() bool {
 		return os.Getenv(OwnKernelEnv) != "" && allInPath("ccache", "recountdiff", "gawk", "gcc-12")()
 	},
@@ -137,6 +141,11 @@ func Cache() string {
 		return ""
 	}
 	return filepath.Join(dir, "klatch")
+}
+
+func isFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
 }
 
 func allInPath(programs ...string) func() bool {

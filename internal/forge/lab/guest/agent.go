@@ -106,6 +106,9 @@ func run(req request) (response, error) {
 
 	stdout, stderr := &capture{left: limit}, &capture{left: limit}
 	cmd := exec.CommandContext(ctx, req.Argv[0], req.Argv[1:]...)
+	if req.Argv[0] == AgentName { // this program, wherever it lies
+		cmd.Path, cmd.Err = "/proc/self/exe", nil
+	}
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), req.Env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), stdout, stderr
@@ -181,8 +184,12 @@ func put(req request) error {
 	return os.Rename(part, req.Path)
 }
 
+// rebootDelay is for the answer: on a line with frames it is under way still.
+const rebootDelay = 300 * time.Millisecond
+
 // reboot restarts the machine. Where a real init runs it must do the work.
 func reboot() {
+	time.Sleep(rebootDelay)
 	if _, err := os.Stat(Marker); err == nil {
 		syscall.Sync()
 		_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)

@@ -4,6 +4,7 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 	"io/fs"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"klatch/internal/forge/lab"
@@ -21,6 +23,15 @@ import (
 // grace is what a guest may take beyond a command's own time limit to kill
 // it and to send its output: two emulated CPUs on a busy machine are slow.
 const grace = 20 * time.Second
+
+// A large answer takes minutes on a real serial line. While one is coming, no
+// wait for an answer ends: longAnswer bytes without a newline are one, and
+// longPause is how long it may stop. maxPatience bounds it all.
+const (
+	longAnswer  = 16 << 10
+	longPause   = 20 * time.Second
+	maxPatience = time.Hour
+)
 
 // pingEvery is how often Await asks an agent that has not spoken yet.
 const pingEvery = 500 * time.Millisecond
@@ -38,6 +49,8 @@ type Client struct {
 	line io.ReadWriteCloser
 
 	writing sync.Mutex // one request on the line at a time
+
+	coming atomic.Int64 // when a part of a long answer came last, in Unix nanoseconds
 
 	mu      sync.Mutex
 	nextID  int
@@ -167,8 +180,9 @@ func (c *Client) put(ctx context.Context, path string, mode fs.FileMode, content
 
 // call sends a request and waits for its response.
 func (c *Client) call(ctx context.Context, req request, limit time.Duration) (response, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("guest did not answer within %v", limit))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go c.patience(ctx, cancel, limit)
 	// What is said to a guest that still boots is lost.
 	if _, err := c.Await(ctx, ""); err != nil {
 		return response{}, err
@@ -211,6 +225,25 @@ func (c *Client) call(ctx context.Context, req request, limit time.Duration) (re
 	}
 }
 
+// patience ends a wait at its limit, or when a long answer stops coming.
+func (c *Client) patience(ctx context.Context, cancel context.CancelCauseFunc, limit time.Duration) {
+	began := time.Now()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			if now.Sub(time.Unix(0, c.coming.Load())) > longPause || now.Sub(began) > limit+maxPatience {
+				cancel(fmt.Errorf("guest did not answer within %v", limit))
+				return
+			}
+			t.Reset(time.Second)
+		}
+	}
+}
+
 func (c *Client) newID() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -238,7 +271,7 @@ func (c *Client) send(req request) error {
 }
 
 func (c *Client) read() {
-	r := bufio.NewReaderSize(c.line, 64<<10)
+	r := bufio.NewReaderSize(&longLines{in: c.line, coming: &c.coming}, 64<<10)
 	for {
 		var res response
 		switch err := readLine(r, maxResponse, &res); {
@@ -279,4 +312,24 @@ func (c *Client) giveUp() {
 	}
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// longLines notes when a part of a long line comes.
+type longLines struct {
+	in     io.Reader
+	length int
+	coming *atomic.Int64
+}
+
+func (l *longLines) Read(p []byte) (int, error) {
+	n, err := l.in.Read(p)
+	if end := bytes.LastIndexByte(p[:n], '\n'); end >= 0 {
+		l.length = n - end - 1
+	} else {
+		l.length += n
+	}
+	if l.length > longAnswer {
+		l.coming.Store(time.Now().UnixNano())
+	}
+	return n, err
 }

@@ -7,10 +7,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +123,42 @@ func TestADeafGuestDoesNotHoldTheCaller(t *testing.T) {
 	}
 }
 
+// A slow line is no deaf guest: what is coming is waited for.
+func TestAnAnswerThatIsComingIsWaitedFor(t *testing.T) {
+	inside, outside := net.Pipe()
+	defer inside.Close()
+	c := NewClient(outside)
+	defer c.Close()
+	large := bytes.Repeat([]byte("x"), 60<<10)
+	go func() {
+		_ = writeLine(inside, response{Hello: &Hello{Protocol: protocol, BootID: "b", Start: "s"}})
+		r := bufio.NewReader(inside)
+		for n := 0; n < 2; n++ {
+			var req request
+			if err := readLine(r, maxRequest, &req); err != nil {
+				return
+			}
+			var line bytes.Buffer
+			_ = writeLine(&line, response{ID: req.ID, Stdout: large})
+			if n == 1 { // begins, and stops
+				time.Sleep(time.Second)
+			}
+			for b := range slices.Chunk(line.Bytes(), 8<<10) {
+				_, _ = inside.Write(b)
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+	}()
+	const limit = 100 * time.Millisecond // less than the whole takes
+	if res, err := c.call(t.Context(), request{Op: opRun}, limit); err != nil || !bytes.Equal(res.Stdout, large) {
+		t.Errorf("%d bytes, %v", len(res.Stdout), err)
+	}
+	c.coming.Store(0)
+	if _, err := c.call(t.Context(), request{Op: opRun}, limit); err == nil || !strings.Contains(err.Error(), "did not answer") {
+		t.Errorf("nothing is coming, and yet: %v", err)
+	}
+}
+
 func TestNoiseIsSkipped(t *testing.T) {
 	var line bytes.Buffer
 	line.WriteString("[    1.0] a kernel message in between\n\xff\xfe\n")
@@ -149,6 +187,27 @@ func TestRequestsFitIntoTheLine(t *testing.T) {
 		Last: true, SHA256: strings.Repeat("0", 64)}
 	if err := writeLine(&line, req); err != nil || line.Len() > maxRequest {
 		t.Errorf("%d bytes, at most %d, %v", line.Len(), maxRequest, err)
+	}
+}
+
+func TestTheAgentsLineIsReadAsWritten(t *testing.T) {
+	for arg, want := range map[string]string{"/dev/ttyS0": "/dev/ttyS0 115200", "/dev/ttyAMA0,57600": "/dev/ttyAMA0 57600",
+		"ttyS0": "", "/dev/ttyS0,": "", "/dev/ttyS0,fast": "", "/dev/ttyS0,9600x": ""} {
+		name, speed, err := parseTerminal(arg)
+		if got := fmt.Sprint(name, " ", speed); (err != nil) != (want == "") || err == nil && got != want {
+			t.Errorf("%q: %s, %v", arg, got, err)
+		}
+	}
+	if err := CheckSpeed(115201); err == nil {
+		t.Error("a speed that no line has")
+	}
+}
+
+func TestTheAgentsOwnNameRunsTheAgentsProgram(t *testing.T) {
+	c, _ := startAgent(t)
+	res, err := c.Run(t.Context(), lab.Command{Argv: []string{AgentName, "-test.run=^$", "-test.v"}})
+	if err != nil || res.Exit != 0 || !strings.Contains(string(res.Stdout), "PASS") {
+		t.Errorf("got %+v, %v", res, err)
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // LoadArg is the argument that makes a guest's init program put load on the
-// machine instead, followed by how long: "/proc/1/exe LoadArg 60s".
+// machine instead, followed by how long: AgentName, LoadArg, "60s".
 const LoadArg = "klatch-lab-load"
 
 // load keeps a machine busy with what most programs do: files and the page

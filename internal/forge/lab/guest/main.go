@@ -23,7 +23,8 @@ const (
 	// AgentName is the program name under which the same binary is the
 	// agent and nothing else.
 	AgentName = "klatch-lab-agent"
-	// agentTTY is the guest's end of the line; ttyS0 is the console.
+	// agentTTY is the guest's end of the line when nobody says otherwise;
+	// ttyS0 is the console.
 	agentTTY = "/dev/ttyS1"
 )
 
@@ -147,7 +148,7 @@ func loopbackUp() error {
 // Only this process waits for arbitrary children, and it starts none but the
 // agent, so that the agent's own waits are not disturbed.
 func superviseAgent() error {
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{AgentName}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec("/proc/self/exe", append([]string{AgentName}, lineWords()...), &syscall.ProcAttr{
 		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -169,15 +170,12 @@ func superviseAgent() error {
 
 func agentMain() error {
 	runtime.GOMAXPROCS(2)
-	tty, err := os.OpenFile(agentTTY, os.O_RDWR|syscall.O_NOCTTY, 0)
+	line, err := openLine(os.Args[1:])
 	if err != nil {
 		return err
 	}
-	if err := rawMode(tty); err != nil {
-		return fmt.Errorf("set %s to raw mode: %w", agentTTY, err)
-	}
 	protectFromOOM()
-	err = Serve(tty)
+	err = Serve(line)
 	if errors.Is(err, io.EOF) {
 		return errors.New("line closed")
 	}
@@ -188,30 +186,6 @@ func agentMain() error {
 // scenario eats the memory. Programs it starts get the normal value back.
 func protectFromOOM() {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0o644) //nolint:forbidigo // no file of ours
-}
-
-// rawMode makes the terminal a plain pipe for bytes, as cfmakeraw(3) does.
-func rawMode(tty *os.File) error {
-	raw, err := tty.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		var t syscall.Termios
-		if inner = ioctl(int(fd), syscall.TCGETS, unsafe.Pointer(&t)); inner != nil {
-			return
-		}
-		t.Iflag &^= syscall.IGNBRK | syscall.BRKINT | syscall.PARMRK | syscall.ISTRIP |
-			syscall.INLCR | syscall.IGNCR | syscall.ICRNL | syscall.IXON | syscall.IXOFF
-		t.Oflag &^= syscall.OPOST
-		t.Lflag &^= syscall.ECHO | syscall.ECHONL | syscall.ICANON | syscall.ISIG | syscall.IEXTEN
-		t.Cflag &^= syscall.CSIZE | syscall.PARENB | 0o10017 // speed bits (CBAUD)
-		t.Cflag |= syscall.CS8 | syscall.CLOCAL | syscall.CREAD | syscall.B115200
-		t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
-		inner = ioctl(int(fd), syscall.TCSETS, unsafe.Pointer(&t))
-	})
-	return errors.Join(err, inner)
 }
 
 func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {

@@ -145,7 +145,7 @@ func (p *Player) beBusy(ctx context.Context, c call) error {
 	}
 	worked := make(chan error, 1)
 	go func() {
-		res, err := p.m.Run(ctx, lab.Command{Argv: []string{"/proc/1/exe", guest.LoadArg, d.String()}, Timeout: 2*d + transitionLimit})
+		res, err := p.m.Run(ctx, lab.Command{Argv: []string{guest.AgentName, guest.LoadArg, d.String()}, Timeout: 2*d + transitionLimit})
 		if err == nil && (res.Exit != 0 || res.TimedOut) {
 			err = lab.Failf("work on the machine went wrong: %s", shorten(string(res.Stderr)))
 		}

@@ -30,6 +30,12 @@ type entry struct {
 	open func() (io.ReadCloser, int64, error)
 }
 
+// SmallGuest writes the initramfs of the small guest into a folder and gives
+// its path: for a board that boots from the network, or for a test of one.
+func (r *Rig) SmallGuest(dir string) (initrd string, err error) {
+	return filepath.Join(dir, initrdName), r.writeSmallGuest(dir, nil)
+}
+
 // writeSmallGuest writes the initramfs: the agent as init, busybox, and the
 // given files. It is not compressed: that would cost more than it saves.
 func (r *Rig) writeSmallGuest(dir string, files []lab.File) error {
