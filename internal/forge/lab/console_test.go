@@ -130,6 +130,10 @@ func TestOnlyTheKernelIsHeard(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	const oops = "[    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008\n"
+	int3 := func(before string) string {
+		return "[    1.000000] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n[    1.000001] RIP: 0010:force_qs_rnp+0x109/0x300\n" +
+			"[    1.000002] Code: " + before + "<d3> 15 b5 00 4c\n[    1.000003] Kernel panic - not syncing: Fatal exception in interrupt\n"
+	}
 	broken := lab.Brokenf(errors.New("cable cut"), "run on m1")
 	for name, tt := range map[string]struct {
 		err     error
@@ -144,6 +148,10 @@ func TestJudge(t *testing.T) {
 		"a restart after an oops":                  {lab.ErrGuestRebooted, oops, lab.Fail},
 		"an oops that nobody noticed":              {nil, oops, lab.Fail},
 		"silence after an oops":                    {broken, oops, lab.Fail},
+		"a breakpoint that is in memory":           {nil, int3("01 00 cc "), lab.Fail},
+		"a breakpoint that is not in memory":       {lab.ErrGuestRebooted, int3("01 00 e8 "), lab.Broken},
+		"a breakpoint, and nobody knows where":     {nil, int3(""), lab.Fail},
+		"an oops, then a breakpoint from nowhere":  {nil, oops + "[    1.000000] </TASK>\n" + int3("01 00 e8 "), lab.Fail},
 		"a failed check on a broken lab is broken": {errors.Join(lab.Failf("no answer"), broken), "", lab.Broken},
 		"a broken error stays broken when wrapped": {fmt.Errorf("scenario idle: %w", broken), "", lab.Broken},
 		"a restart stays undecided when wrapped":   {lab.Brokenf(lab.ErrGuestRebooted, "run"), "", lab.Broken},
