@@ -37,7 +37,7 @@ var stoppedBy = map[string]struct{ story, why string }{
 	"second-call":     {"load-and-disable", `BUG: kernel NULL pointer dereference`},
 	"never-finishes":  {"load-and-disable", `transition of klatch_7 did not come within`},
 	"module-unload":   {"late-module", `BUG: kernel NULL pointer dereference`},
-	"own-unload":      {"load-and-disable", `BUG: unable to handle page fault`},
+	"own-unload":      {"load-and-disable", `BUG: unable to handle page fault|general protection fault`},
 }
 
 // TestSeededLivepatchesAreStopped: the gate stops each seeded livepatch, by

@@ -7,14 +7,14 @@
 #include <linux/module.h>
 #include <linux/seq_file.h>
 
-static const char *word = "klatch second_call\n";
+static bool used;
 
 static int second_call_show(struct seq_file *m, void *v)
 {
-	const char *now = word;
+	const char *word = used ? NULL : "klatch second_call\n";
 
-	word = NULL;
-	seq_puts(m, now);
+	used = true;
+	seq_puts(m, word);
 	return 0;
 }
 
