@@ -47,6 +47,9 @@ var (
 	// who spoke. The level in angle brackets is there on early consoles.
 	// Lines without are from programs that write to the console.
 	kernelLine = regexp.MustCompile(`^(?:<\d+>)?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?(.*)$`)
+	// The kernel does not wait for a program to end its line: what it says
+	// may stand behind a prompt, or behind bytes that a serial line made up.
+	behindOther = regexp.MustCompile(`^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? (.*)$`)
 
 	controls = regexp.MustCompile("\x1b\\[[0-9;?]*[A-Za-z]|\x1b[()][A-Za-z0-9]|\x1b[=>78c]|[\r\x00\x07]")
 
@@ -59,9 +62,9 @@ var (
 		{Lockdep, regexp.MustCompile(`^(?:=+ )?(?:WARNING: (?:possible|inconsistent|bad unlock|suspicious RCU|Nested lock|held lock|lock held)|INFO: (?:possible|inconsistent|trying to register non-static key|suspicious RCU)|\[ ?BUG: |BUG: (?:held lock|bad unlock|MAX_LOCK))`)},
 		{Stall, regexp.MustCompile(`^(?:rcu: )?INFO: rcu_\w+ (?:self-)?detected|^rcu: rcu_\w+ kthread starved|^(?:watchdog: )?BUG: (?:soft lockup|workqueue lockup)|^(?:NMI watchdog: )?Watchdog detected hard LOCKUP|^watchdog: CPU\d+: Watchdog detected hard LOCKUP`)},
 		{HungTask, regexp.MustCompile(`^INFO: task .* blocked for more than`)},
-		{Atomic, regexp.MustCompile(`^BUG: (?:scheduling while atomic|sleeping function called|using .* in preemptible|workqueue leaked|assuming (?:atomic|non))|^DEBUG_LOCKS_WARN_ON`)},
-		{Oops, regexp.MustCompile(`^(?:BUG: |kernel BUG at|Oops[: ]|Internal error: |Unable to handle kernel|kernel tried to execute|traps: PANIC|general protection fault(?:,|:)|int3: |double fault|stack segment: |invalid opcode: |divide error: |bounds: |alignment check: |invalid TSS: |Bad page (?:state|map)|(?:list_add|list_del) corruption|usercopy: Kernel memory|kernel stack overflow|detected buffer overflow|control protection)`)},
-		{Warning, regexp.MustCompile(`^(?:WARNING: (?:CPU: |at |kernel |stack |can't |unrecognized )|unchecked MSR access|refcount_t: |irq \d+: nobody cared|rtc.*lost some interrupts|------------\[ cut here \]------------$)`)},
+		{Atomic, regexp.MustCompile(`^BUG: (?:scheduling while atomic|sleeping function called|using .* in preemptible|workqueue leaked|assuming (?:atomic|non))|^DEBUG_LOCKS_WARN_ON|^(?:softirq: )?huh, entered softirq|^bad: scheduling from the idle thread`)},
+		{Oops, regexp.MustCompile(`^(?:BUG: |BUG \S+ \(.*\): |kernel BUG at|Oops[: ]|Internal error: |Unable to handle kernel|kernel tried to execute|traps: PANIC|general protection fault(?:,|:)|int3: |double fault|stack segment: |invalid opcode: |divide error: |bounds: |alignment check: |invalid TSS: |Bad page (?:state|map)|(?:list_add|list_del) corruption|usercopy: Kernel memory|kernel stack overflow|detected buffer overflow|control protection)`)},
+		{Warning, regexp.MustCompile(`^(?:WARNING: (?:CPU: |at |kernel |stack |can't |unrecognized |\S+:\d+ at )|unchecked MSR access|refcount_t: |irq \d+: nobody cared|rtc.*lost some interrupts|(?:sysfs: )?cannot create duplicate filename|kobject.*something is seriously wrong|unregister_netdevice: waiting for|VFS: Busy inodes after unmount|IPv4: Attempt to release|------------\[ cut here \]------------$)`)},
 		{Memory, regexp.MustCompile(`^(?:Out of memory: |Memory cgroup out of memory: |.* invoked oom-killer: |.*: page allocation failure: |SLUB: Unable to allocate|.*vmap allocation for size \d+ failed)`)},
 		{Module, regexp.MustCompile(`^(?:.*: disagrees about version of symbol|[\w-]+: Unknown symbol |[\w-]+: (?:no symbol version for|exports duplicate symbol|version magic .* should be)|module: .*: .*(?:overlap|invalid|overflow)|Invalid ELF |Loading of (?:module|unsigned module)|[\w-]+: (?:Unknown rela|overflow in relocation)|module [\w-]+: .*(?:relocation|overflow))`)},
 		{Storage, regexp.MustCompile(`^(?:EXT4-fs error|EXT4-fs \(.*\): (?:error|Remounting filesystem read-only)|Buffer I/O error|I/O error, dev|blk_update_request: .*error|JBD2: .*error|Aborting journal)`)},
@@ -85,7 +88,9 @@ var (
 	// Lines that match a rule and are nothing to worry about.
 	fine = regexp.MustCompile(`^(?:rcu_sched: |BUG: unable to handle .* \(test\))`)
 
-	endOfReport  = regexp.MustCompile(`^---\[ end (?:trace|Kernel panic)|^</TASK>$`)
+	endOfReport = regexp.MustCompile(`^---\[ end (?:trace|Kernel panic)|^</TASK>$`)
+	// A stack that nothing announced is of a complaint that we do not know yet.
+	stackLine    = regexp.MustCompile(`^Call Trace:$`)
 	cutHere      = regexp.MustCompile(`^------------\[ cut here \]------------$`)
 	stillTrouble = map[TroubleKind]bool{Oops: true, Warning: true, Atomic: true, Sanitizer: true, Stall: true}
 )
@@ -116,12 +121,14 @@ func ScanConsole(log string) []Trouble {
 	n := 0
 	for line := range strings.Lines(log) {
 		n++
-		m := kernelLine.FindStringSubmatch(strings.TrimRight(line, "\n"))
-		if m == nil {
+		text, ok := said(strings.TrimRight(line, "\n"))
+		if !ok {
 			continue
 		}
-		text := strings.TrimRight(m[1], " ")
 		kind := classify(text)
+		if kind == "" && open < 0 && stackLine.MatchString(text) {
+			kind = Warning
+		}
 		if kind != "" && continues(found, open, kind) {
 			// The same report says more: Oops after BUG, the WARNING line
 			// after "cut here", which makes the better title.
@@ -145,6 +152,18 @@ func ScanConsole(log string) []Trouble {
 	}
 	finish()
 	return found
+}
+
+// said is what the kernel says in a line.
+func said(line string) (text string, ok bool) {
+	m := kernelLine.FindStringSubmatch(line)
+	if m == nil {
+		m = behindOther.FindStringSubmatch(line)
+	}
+	if m == nil {
+		return "", false
+	}
+	return strings.TrimRight(m[1], " "), true
 }
 
 // classify gives the kind of one kernel line, or nothing.
