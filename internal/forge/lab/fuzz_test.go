@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -102,6 +103,40 @@ func FuzzJudge(f *testing.F) {
 			t.Errorf("verdict %q", v)
 		case v == lab.Pass != (err == nil && len(found) == 0):
 			t.Errorf("verdict %s for error %v and %d troubles", v, err, len(found))
+		}
+	})
+}
+
+// aboutTime is what Said must do, as an expression.
+var aboutTime = regexp.MustCompile(`^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?(.*)$`)
+
+// FuzzClassify: reading by hand and hints change nothing.
+func FuzzClassify(f *testing.F) {
+	addCorpus(f, func(raw []byte) {
+		for line := range strings.Lines(lab.CleanConsole(raw)) {
+			if text, ok := lab.Said(line); ok && lab.ClassifySlow(text) != "" {
+				f.Add(strings.TrimRight(line, "\n"))
+			}
+		}
+	})
+	for line := range singleLines {
+		f.Add("[   12.345678] " + line)
+	}
+	f.Add("<1>[   12.345678][  T123] BUG: x")
+	f.Add("[[ 1.000000][ C1]x[ 2.000000] Oops: ")
+	f.Fuzz(func(t *testing.T, line string) {
+		if line = lab.CleanConsole([]byte(line)); strings.Contains(line, "\n") {
+			return
+		}
+		text, ok := lab.Said(line)
+		m := aboutTime.FindStringSubmatch(line)
+		if ok != (m != nil) || ok && text != strings.TrimRight(m[1], " ") {
+			t.Fatalf("%q: the kernel says %q (%v), by expression %q", line, text, ok, m)
+		}
+		for _, s := range []string{line, text} {
+			if a, b := lab.Classify(s), lab.ClassifySlow(s); a != b {
+				t.Errorf("%q: %q with hints, %q without", s, a, b)
+			}
 		}
 	})
 }
