@@ -40,9 +40,13 @@ var stoppedBy = map[string]struct{ story, why string }{
 	"own-unload":      {"load-and-disable", `BUG: unable to handle page fault|general protection fault`},
 }
 
+// twinsInCI are those whose story might cry wolf by itself; the stories of the
+// others are passed by the livepatches of other tests too.
+var twinsInCI = []string{"leaks", "may-sleep"}
+
 // TestSeededLivepatchesAreStopped: the gate stops each seeded livepatch, by
 // the story meant for it, and lets its good twin through the same one. With
-// KLATCH_LONG the good twins go through all stories.
+// KLATCH_LONG all good twins are tried, and go through all stories.
 func TestSeededLivepatchesAreStopped(t *testing.T) {
 	testkit.Need(t, "qemu")
 	k := kerneltest.Prepared(t)
@@ -59,6 +63,7 @@ func TestSeededLivepatchesAreStopped(t *testing.T) {
 	}
 	for _, s := range all {
 		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
 			want, ok := stoppedBy[s.Name]
 			if !ok {
 				t.Fatal("no story is meant to stop it")
@@ -74,10 +79,12 @@ func TestSeededLivepatchesAreStopped(t *testing.T) {
 			if !regexp.MustCompile(`(?s)` + want.why).MatchString(got[0].Why) {
 				t.Errorf("%s: says %q, want %s", s.Fault, got[0].Why, want.why)
 			}
-			trial.Built = s.Build(t, k, true)
 			if os.Getenv(testkit.LongEnv) != "" {
 				trial.Only = nil
+			} else if !slices.Contains(twinsInCI, s.Name) {
+				return
 			}
+			trial.Built = s.Build(t, k, true)
 			for _, g := range played(t, trial) {
 				if g.Verdict != lab.Pass {
 					t.Errorf("the good twin: %s %s: %s", g.Name, g.Verdict, g.Why)
