@@ -23,10 +23,10 @@ var seedScripts = map[string]struct {
 	script string
 	want   lab.TroubleKind
 }{
-	"sleeps-atomic":  {`load 7; cat /proc/cmdline`, lab.Atomic},
-	"second-call":    {`load 7; cat /proc/cmdline; ! cat /proc/cmdline`, lab.Oops},
+	"sleeps-atomic":  {`load 7; cat /proc/cmdline >/tmp/out`, lab.Atomic},
+	"second-call":    {`load 7; cat /proc/cmdline; ! cat /proc/cmdline >/tmp/out`, lab.Oops},
 	"breaks-chain":   {`load 6; ! insmod /lab/klatch_7.ko`, lab.Warning},
-	"module-unload":  {`insmod /lab/loop.ko; load 7; rmmod loop; ! cat /proc/cmdline`, lab.Oops},
+	"module-unload":  {`insmod /lab/loop.ko; load 7; rmmod loop; ! cat /proc/cmdline >/tmp/out`, lab.Oops},
 	"own-unload":     {`load 7; sleep 1; disable 7; sleep 5`, lab.Oops},
 	"may-sleep":      {`load 7; for i in 1 2 3 4 5 6 7 8; do cat /proc/cmdline; done; disable 7`, ""},
 	"leaks":          {`load 7; for i in 1 2 3 4 5 6 7 8; do cat /proc/cmdline; done; disable 7`, ""},
