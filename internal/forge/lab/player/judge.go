@@ -126,6 +126,8 @@ func (p *Player) judge(ctx context.Context, err error, out *Outcome) {
 	out.Console = strings.TrimPrefix(text, p.before)
 	out.Verdict, out.Trouble = lab.JudgeTroubles(err, p.troubles(out.Console))
 	switch {
+	case out.Verdict == lab.Broken && len(out.Trouble) > 0:
+		out.Why = "the emulated processor stumbled by itself: " + out.Trouble[0].Title
 	case err != nil && out.Verdict == lab.Broken:
 		out.Why = err.Error()
 	case len(out.Trouble) > 0:

@@ -22,7 +22,7 @@ import (
 const exitLab = 75
 
 var programVerbs = []verb{
-	{"run", "PROGRAM [ARGUMENT...]", "runs a program to its end; it must end with status 0, or with `!` another one. Status 75 says that the lab lacks something. Files of the story go by their names", true,
+	{"run", "PROGRAM [ARGUMENT...]", "runs a program to its end; it must end with status 0, or with `!` another one. Status 75 says that the lab lacks something. Files of the story go by their names. Lines of its output that begin with `note: ` are in the result", true,
 		count(1, 64), (*Player).run},
 	{"stdout", "REGEXP", "the output of the last `run`, or of what `stop` ended, matches (`^` and `$` are those of a line); with `!` it does not", true, oneRegexp,
 		func(p *Player, _ context.Context, c call) error { return matches("output", string(p.last.Stdout), c) }},
@@ -66,6 +66,7 @@ func (p *Player) run(ctx context.Context, c call) error {
 	if err != nil {
 		return err
 	}
+	p.note = shorten(notes(string(res.Stdout)))
 	said := shorten(string(res.Stderr))
 	if said == "" {
 		said = shorten(string(res.Stdout))
@@ -81,6 +82,17 @@ func (p *Player) run(ctx context.Context, c call) error {
 		return lab.Failf("%s ended with status %d: %s", c.args[0], res.Exit, said)
 	}
 	return nil
+}
+
+// notes are what a program wants to be said in the result.
+func notes(output string) string {
+	var all []string
+	for line := range strings.Lines(output) {
+		if note, ok := strings.CutPrefix(strings.TrimSpace(line), "note: "); ok {
+			all = append(all, note)
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // program is one that was started and goes on.
@@ -235,7 +247,11 @@ func (p *Player) reboot(ctx context.Context, _ call) error {
 		i = strings.LastIndexByte(since[:i], '\n') + 1
 		old, boot = since[:i], since[i:]
 	}
-	if t := p.troubles(old); len(t) > 0 {
+	switch v, t := lab.JudgeTroubles(nil, p.troubles(old)); v {
+	case lab.Pass:
+	case lab.Broken:
+		return lab.Brokenf(errors.New(t[0].Title), "have processors that run what is in memory")
+	default:
 		return lab.Failf("before the restart: %s", t[0].Title)
 	}
 	if t := lab.ScanConsole(boot); len(t) > 0 {
