@@ -106,8 +106,7 @@ func Parse(raw []byte) (File, error) {
 		return f, fmt.Errorf("over %d bytes", maxFile)
 	}
 	if err := toml.NewDecoder(bytes.NewReader(raw)).DisallowUnknownFields().Decode(&f); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
+		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 			return f, fmt.Errorf("unknown setting: %s", strings.TrimSpace(strict.String()))
 		}
 		return f, err

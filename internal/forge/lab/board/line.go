@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"klatch/internal/forge/lab/guest"
 )
 
@@ -60,7 +58,7 @@ func newLine(c Line) *line {
 		l.open = func() (io.ReadWriteCloser, error) { return openSerial(c.Serial, c.Speed) }
 	case c.Socket != "":
 		l.name = c.Socket
-		l.open = func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", c.Socket, 10*time.Second) }
+		l.open = func() (io.ReadWriteCloser, error) { return openSocket(c.Socket) }
 	default:
 		l.name, l.program = c.Command[0], true
 		l.open = func() (io.ReadWriteCloser, error) { return startCommand(c.Command) }
@@ -214,20 +212,19 @@ func (l *line) down() (since time.Time, why error) {
 	return l.since, l.why
 }
 
+func openSocket(path string) (io.ReadWriteCloser, error) {
+	d := net.Dialer{Timeout: 10 * time.Second}
+	return d.DialContext(context.Background(), "unix", path)
+}
+
 // openSerial opens a terminal for us alone, as far as the kernel can see to
-// that (TIOCEXCL does not stop root).
+// that: root is not stopped.
 func openSerial(name string, speed int) (io.ReadWriteCloser, error) {
 	f, err := guest.OpenTerminal(name, speed)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := f.SyscallConn()
-	if err == nil {
-		var inner error
-		err = raw.Control(func(fd uintptr) { inner = unix.IoctlSetInt(int(fd), unix.TIOCEXCL, 0) })
-		err = errors.Join(err, inner)
-	}
-	if err != nil {
+	if err := guest.Exclusive(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
@@ -235,7 +232,7 @@ func openSerial(name string, speed int) (io.ReadWriteCloser, error) {
 
 // program is a line made of a program's standard input and output.
 type program struct {
-	io.Reader
+	out    *os.File
 	in     io.WriteCloser
 	cmd    *exec.Cmd
 	stderr *lastWords
@@ -256,7 +253,7 @@ func startCommand(argv []string) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Reader = out
+	p.out = out
 	cmd.Stdout, cmd.Stderr = outTheirs, p.stderr
 	cmd.WaitDelay = time.Second
 	err = cmd.Start()
@@ -267,6 +264,8 @@ func startCommand(argv []string) (io.ReadWriteCloser, error) {
 	return p, nil
 }
 
+func (p *program) Read(b []byte) (int, error) { return p.out.Read(b) }
+
 func (p *program) Write(b []byte) (int, error) { return p.in.Write(b) }
 
 // Close ends the program and says how it went.
@@ -275,7 +274,7 @@ func (p *program) Close() error {
 		_ = p.in.Close()
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 		err := p.cmd.Wait()
-		_ = p.Reader.(*os.File).Close()
+		_ = p.out.Close()
 		if text := p.stderr.String(); text != "" {
 			p.err = fmt.Errorf("%s: %w: %s", p.cmd.Args[0], err, text)
 		}

@@ -8,9 +8,8 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxHolder bounds what is read from a lock file.
@@ -24,8 +23,8 @@ func lock(path string) (unlock func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
 		holder, rerr := io.ReadAll(io.LimitReader(f, maxHolder))
 		who := strings.TrimSpace(string(holder))
 		if who == "" {

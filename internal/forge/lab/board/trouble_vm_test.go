@@ -119,15 +119,15 @@ func TestNoiseOnTheLine(t *testing.T) {
 	a := newAdapter(t, e)
 	var damaged atomic.Int64
 	a.noise = func(p []byte) []byte {
-		at := rand.N(len(p)) //nolint:gosec // any place does
+		at := rand.N(len(p))
 		if p[at] < 0x80 {
 			return p // a letter of the kernel that is lost is lost for ever
 		}
-		switch rand.N(1000) { //nolint:gosec // any noise does
+		switch rand.N(1000) {
 		case 0:
 			p = slices.Delete(p, at, at+1)
 		case 1:
-			p[at] = 0x80 | byte(rand.N(128)) //nolint:gosec // any byte does
+			p[at] = 0x80 | byte(rand.N(128))
 		case 2:
 			p = slices.Insert(p, at, 0xff, 0x85, 0xc0, 0xc1, 0xfe)
 		default:
@@ -205,7 +205,7 @@ func TestBrokenBoard(t *testing.T) {
 				t.Error(err)
 				return err
 			}
-			defer m.Close() //nolint:errcheck // the line is cut
+			defer m.Close()
 			time.AfterFunc(time.Second, a.pull)
 			_, err = m.Run(ctx, lab.Command{Argv: []string{"sleep", "100"}})
 			return err

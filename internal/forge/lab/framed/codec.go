@@ -57,11 +57,11 @@ func (f frame) encode(to []byte) []byte {
 		bits, n = bits<<8|uint(b), n+8
 		for n >= 6 {
 			n -= 6
-			to = append(to, symbols|byte(bits>>n)&0x3F)
+			to = append(to, symbols|byte(bits>>n&0x3F))
 		}
 	}
 	if n > 0 {
-		to = append(to, symbols|byte(bits<<(6-n))&0x3F)
+		to = append(to, symbols|byte(bits<<(6-n)&0x3F))
 	}
 	return append(to, end)
 }
@@ -74,7 +74,7 @@ func decode(content []byte) (frame, bool) {
 		bits, n = bits<<6|uint(b&0x3F), n+6
 		if n >= 8 {
 			n -= 8
-			raw = append(raw, byte(bits>>n))
+			raw = append(raw, byte(bits>>n&0xFF))
 		}
 	}
 	size := len(raw) - sumSize

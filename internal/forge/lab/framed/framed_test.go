@@ -74,7 +74,7 @@ func conversation(t *testing.T, inside, outside *Link, size int) {
 	}
 	sent := make([]byte, size)
 	for i := range sent {
-		sent[i] = byte(rand.N(256)) //nolint:gosec // any bytes do
+		sent[i] = byte(rand.N(256))
 	}
 	go func() { _, _ = outside.Write(sent) }()
 	got := make([]byte, size)
@@ -95,8 +95,8 @@ func TestAKernelThatPrintsIntoFramesDamagesNeitherSide(t *testing.T) {
 	const oops = "[   12.345678] BUG: kernel NULL pointer dereference, address: 0000000000000008\r\n"
 	printed, seen := 0, 0
 	into := func(p []byte) []byte {
-		if p[1]&0xC0 == symbols && rand.N(8) == 0 { //nolint:gosec // any place does
-			at := rand.N(len(p)) //nolint:gosec // any place does
+		if p[1]&0xC0 == symbols && rand.N(8) == 0 {
+			at := rand.N(len(p))
 			p = slices.Insert(p, at, []byte(oops)...)
 			printed++
 		}
@@ -117,7 +117,7 @@ func TestAKernelThatPrintsIntoFramesDamagesNeitherSide(t *testing.T) {
 
 func TestLostAndChangedBytesAreSentAgain(t *testing.T) {
 	damage := func(p []byte) []byte {
-		switch rand.N(25) { //nolint:gosec // any damage does
+		switch rand.N(25) {
 		case 0:
 			return p[:len(p)/2]
 		case 1:
@@ -203,7 +203,7 @@ func TestAnEndThatStartsAnewIsMetAnew(t *testing.T) {
 				outside = New(line.plug(1), io.Discard)
 				r = bufio.NewReader(outside)
 				go func() { // what is said before the other is heard is lost
-					for i := 0; i < 100; i++ {
+					for range 100 {
 						_, _ = io.WriteString(outside, want)
 						time.Sleep(100 * time.Millisecond)
 					}

@@ -189,7 +189,7 @@ const rebootDelay = 300 * time.Millisecond
 
 // reboot restarts the machine. Where a real init runs it must do the work.
 func reboot() {
-	time.Sleep(rebootDelay)
+	<-time.After(rebootDelay)
 	if _, err := os.Stat(Marker); err == nil {
 		syscall.Sync()
 		_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)

@@ -133,7 +133,7 @@ func TestAnAnswerThatIsComingIsWaitedFor(t *testing.T) {
 	go func() {
 		_ = writeLine(inside, response{Hello: &Hello{Protocol: protocol, BootID: "b", Start: "s"}})
 		r := bufio.NewReader(inside)
-		for n := 0; n < 2; n++ {
+		for n := range 2 {
 			var req request
 			if err := readLine(r, maxRequest, &req); err != nil {
 				return

@@ -23,7 +23,7 @@ const LineWord = "klatch.line="
 
 // lineWords are the arguments that init gives to the agent.
 func lineWords() []string {
-	for _, w := range strings.Fields(readTrimmed("/proc/cmdline")) {
+	for w := range strings.FieldsSeq(readTrimmed("/proc/cmdline")) {
 		if tty, ok := strings.CutPrefix(w, LineWord); ok {
 			return []string{tty}
 		}
@@ -109,6 +109,17 @@ func OpenTerminal(name string, baud int) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("set %s to raw mode: %w", name, err), tty.Close())
 	}
 	return tty, nil
+}
+
+// Exclusive keeps others from opening the terminal too (TIOCEXCL).
+func Exclusive(tty *os.File) error {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = ioctl(int(fd), syscall.TIOCEXCL, nil) })
+	return errors.Join(err, inner)
 }
 
 // rawMode makes the terminal a plain pipe for bytes, as cfmakeraw(3) does.

@@ -54,11 +54,14 @@ func load(d time.Duration, out io.Writer) error {
 				return
 			}
 			for ctx.Err() == nil {
-				if err := k.once(ctx, own); err != nil && time.Until(end) > 0 && ctx.Err() == nil {
+				err := k.once(ctx, own)
+				switch {
+				case err == nil:
+					counts[i].Add(1)
+				case time.Until(end) > 0 && ctx.Err() == nil:
 					errs[i] = fmt.Errorf("%s: %w", k.name, err)
 					return
 				}
-				counts[i].Add(1)
 			}
 		})
 	}
