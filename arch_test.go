@@ -38,9 +38,11 @@ var layers = []layer{
 	{"internal/cve", []string{"internal/fault"}, nil, noIO},
 	{"internal/window", []string{"internal/fault"}, nil, noIO},
 	{"internal/livepatch", []string{"internal/fault", "internal/kernel", "internal/cve"}, nil, noIO},
+	{"internal/stall", nouns[:5], nil, noIO},
+	{"internal/tracer", nouns[:5], nil, noIO},
 	{"internal/coverage", nouns[:5], debVersion, noIO},
 	{"internal/fleet", nouns[:6], nil, noIO},
-	{"internal/wire", nouns[:7], nil, noIO},
+	{"internal/wire", append([]string{"internal/stall", "internal/tracer"}, nouns[:7]...), nil, noIO},
 	{"internal/notice", []string{"internal/fault", "internal/kernel", "internal/cve"}, nil, noIO},
 
 	// Mechanisms: one technical job each.
@@ -54,7 +56,7 @@ var layers = []layer{
 	{"internal/obs", nouns, anyLib, noExec},
 
 	// The root program: everything that runs with privileges.
-	{"internal/machine/klp", []string{"internal/kernel", "internal/durable", "internal/fault"}, unixOnly, rootBan},
+	{"internal/machine/klp", []string{"internal/kernel", "internal/machine/loaderapi", "internal/durable", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loaderapi", []string{"internal/kernel", "internal/livepatch", "internal/fault"}, unixOnly, rootBan},
 	{"internal/machine/loader", rootMay, nil, rootBan},
 	{"cmd/klatch-loader", append([]string{"internal/machine/loader"}, rootMay...), nil, rootBan},
@@ -79,7 +81,7 @@ var layers = []layer{
 
 var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
-		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice"}
+		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/pki", "internal/conf",
 		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)

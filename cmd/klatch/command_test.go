@@ -20,8 +20,11 @@ import (
 	"klatch/internal/machine/advice"
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/agent/agenttest"
+	"klatch/internal/machine/loaderapi"
 	"klatch/internal/machine/local"
 	"klatch/internal/notice"
+	"klatch/internal/stall"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -103,6 +106,23 @@ func fresh() agent.Status {
 	}
 }
 
+func stalled() agent.Status {
+	s := patched()
+	s.Act = true
+	s.State.State, s.State.Reason, s.State.Phase = "stalled", "kernel_thread", wire.Stalled
+	s.State.Text = "livepatch 4 did not finish in time"
+	s.State.NextStep = stall.KernelThread.Next()
+	s.Blocking = []agent.Blocking{
+		{PID: 10, TID: 10, Name: "oom_reaper", Kthread: true, State: "S", Class: stall.KernelThread, Object: "vmlinux", Function: "oom_reaper"},
+		{PID: 71, TID: 72, Name: "cat\x1b[2J", State: "S", Class: stall.Unknown},
+	}
+	s.Tracers = []tracer.Tracer{
+		{Kind: tracer.BPF, Object: "vmlinux", Function: "fifo_open", Effect: tracer.Sleepers, By: "bpf_trampoline_6442485778"},
+		{Kind: tracer.Kprobe, Object: "vmlinux", Function: "fifo_open", Effect: tracer.Both},
+	}
+	return s
+}
+
 // run runs klatch against a daemon on a real socket.
 func run(t *testing.T, d *daemon, root, stdin string, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
@@ -149,6 +169,8 @@ func TestCommands(t *testing.T) {
 	}{
 		{"status-patched", &daemon{status: patched()}, "", "status", 0},
 		{"status-fresh", &daemon{status: fresh()}, "", "status", 0},
+		{"status-stalled", &daemon{status: stalled()}, "", "status --check", 4},
+		{"status-stalled-json", &daemon{status: stalled()}, "", "status --json", 0},
 		{"status-patched-json", &daemon{status: patched()}, "", "status --json", 0},
 		{"status-fresh-json", &daemon{status: fresh()}, "", "status --json", 0},
 		{"status-patched-yaml", &daemon{status: patched()}, "", "status --format yaml", 0},
@@ -196,6 +218,18 @@ func TestCommands(t *testing.T) {
 			golden(t, "testdata/"+tt.golden+".txt", []byte(got))
 		})
 	}
+}
+
+func TestBlockersAreClassified(t *testing.T) {
+	var out bytes.Buffer
+	err := printBlockers(&out, []loaderapi.Blocker{
+		{PID: 71, TID: 72, Stat: "72 (cat\x1b[2J) S 1 71 71 0 -1 4194304", Stack: []string{"[<0>] wait_for_partner+0x5d/0x110", "[<0>] fifo_open+0x2c0/0x310"}},
+		{PID: 10, TID: 10, Stat: "10 (oom_reaper) S 2 0 0 0 -1 2129984"},
+	}, []livepatch.Function{{Object: "vmlinux", Name: "fifo_open"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/blockers.txt", out.Bytes())
 }
 
 // pathless takes the sockets of this run out of a text.

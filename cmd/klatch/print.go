@@ -12,7 +12,9 @@ import (
 
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
+	"klatch/internal/machine/loaderapi"
 	"klatch/internal/notice"
+	"klatch/internal/stall"
 )
 
 // printStatus is for people: the answer first, then the facts behind it.
@@ -44,6 +46,12 @@ func printStatus(w io.Writer, s agent.Status) error {
 	if s.Notice != nil && len(s.Notice.CVEs) > 0 {
 		row("Not fixed:", "%s", notFixed(s.Notice.CVEs))
 	}
+	for i, b := range s.Blocking {
+		row(map[bool]string{true: "Blocked by:"}[i == 0], "%s", blockingLine(b))
+	}
+	for i, t := range s.Tracers {
+		row(map[bool]string{true: "Tracers:"}[i == 0], "%s", t)
+	}
 	row("Reboot:", "%s", reboot(s))
 	row("Lockdown:", "%s; modules must be signed: %s", s.Facts.Lockdown, s.Facts.Enforced)
 	if s.Identity != nil {
@@ -62,6 +70,29 @@ func printStatus(w io.Writer, s agent.Status) error {
 	}
 	for i, p := range s.Problems {
 		row(map[bool]string{true: "Problems:"}[i == 0], "%s", p)
+	}
+	return t.Flush()
+}
+
+func blockingLine(b agent.Blocking) string {
+	kind := "task"
+	if b.Kthread {
+		kind = "kernel thread"
+	}
+	return fmt.Sprintf("%s %d (%s) in %s: %s", kind, b.TID, dash(b.Name), dash(b.Function), b.Class)
+}
+
+// printBlockers is for people: one line a task, the worst first.
+func printBlockers(w io.Writer, list []loaderapi.Blocker, replaced []livepatch.Function) error {
+	var tasks []stall.Task
+	for _, b := range list {
+		tasks = append(tasks, stall.ParseTask(b.PID, b.TID, b.Stat, b.Stack))
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PID\tTID\tNAME\tSTATE\tWHY\tIN") //nolint:errcheck // Flush tells
+	for _, b := range stall.All(tasks, replaced) {
+		//nolint:errcheck // Flush tells
+		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\t%s\n", b.PID, b.TID, dash(b.Comm), dash(b.State), b.Class, dash(b.Function.String()))
 	}
 	return t.Flush()
 }

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"klatch/internal/cli"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderclient"
 	"klatch/internal/machine/local"
 	"klatch/internal/wire"
@@ -118,7 +118,15 @@ func blockersCommand(p *places) *cobra.Command {
 		Use:   "blockers",
 		Short: "list the tasks that keep a transition from finishing",
 		Long: `blockers lists the tasks that still run the old code while a transition is
-under way, with the kernel function they are in. For root.`,
+under way, with the kernel function they are in and why they are not moved:
+
+  kernel_thread                 a kernel thread; no signal moves it
+  sleeping_in_patched_function  asleep in a function that is being replaced
+  running                       on a processor, or ready for one
+  unreliable_stack              asleep, with a stack that the kernel cannot trust
+  unknown                       its stack could not be read
+
+For root. What kept the last transition from finishing stays in klatch status.`,
 		Example: "  klatch blockers",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -134,23 +142,11 @@ under way, with the kernel function they are in. For root.`,
 				_, err = fmt.Fprintln(w, "no task blocks a transition")
 				return err
 			}
-			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-			if _, err := fmt.Fprintln(t, "PID\tTID\tNAME\tKIND\tSTATE\tIN"); err != nil {
-				return err
+			replaced, err := facts.Machine{Root: p.root}.Replaced()
+			if err != nil {
+				return cli.Cannot(err, "list the functions that are being replaced")
 			}
-			for _, b := range bs {
-				kind, in := "task", "-"
-				if b.Kthread {
-					kind = "kernel thread"
-				}
-				if len(b.Stack) > 0 {
-					in = clean(b.Stack[0])
-				}
-				if _, err := fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\t%s\n", b.PID, b.TID, clean(b.Comm), kind, clean(b.State), in); err != nil {
-					return err
-				}
-			}
-			return t.Flush()
+			return printBlockers(w, bs, replaced)
 		},
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"klatch/internal/fleet"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/stall"
+	"klatch/internal/tracer"
 )
 
 // MaxBody limits every body of this package in both directions, in bytes.
@@ -165,6 +167,8 @@ type Report struct {
 	Text     string             `json:"text,omitempty"`
 	Took     int64              `json:"took_ms,omitempty"` // transition time, milliseconds
 	Fixes    []cve.ID           `json:"fixes,omitempty"`
+	Stall    []stall.Count      `json:"stall,omitempty"`   // of EventStalled: who was in the way, without names
+	Tracers  []tracer.Tracer    `json:"tracers,omitempty"` // of EventLoading and EventRefused: found before loading
 	State    State              `json:"state"`
 	Facts    Facts              `json:"facts"`
 }

@@ -71,6 +71,8 @@ type Loader interface {
 	Confirm(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
 	Cancel(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
 	Blockers(ctx context.Context) ([]loaderapi.Blocker, error)
+	// Tracers is what package tracer reads.
+	Tracers(ctx context.Context) (string, error)
 }
 
 // Config is what an agent is made of.

@@ -23,6 +23,7 @@ import (
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/notice"
+	"klatch/internal/stall"
 	"klatch/internal/wire"
 )
 
@@ -196,10 +197,17 @@ func stateTable() []stateCase {
 		{"staged and the loader is away", underWayAt(wire.Staged, func(w *work) {
 			w.After, w.Code, w.Text = now.Add(time.Minute), "loader_unreachable", "connect: refused"
 		}), "staged", "loader_unreachable", "tried again at 2026-05-04T12:01:00Z: connect: refused", false},
+		{"held by a tracer", underWayAt(wire.Staged, func(w *work) {
+			w.After, w.Code, w.Text = now.Add(time.Minute), codeHeld, "kprobe on vmlinux:f: the kernel will refuse the livepatch"
+		}), "held", "tracer_in_the_way", "tried again at 2026-05-04T12:01:00Z: kprobe on vmlinux:f", true},
 		{"loading", underWayAt(wire.Loading, nil), "loading", "loading", "", false},
 		{"transitioning", underWayAt(wire.Transitioning, nil), "transitioning", "transitioning", "since 10s", false},
 		{"being taken back", underWayAt(wire.Transitioning, func(w *work) { w.Cancel = true }), "transitioning", "canceling", "", false},
 		{"stalled", underWayAt(wire.Stalled, func(w *work) { w.Code, w.Text = "deadline", "task 7" }), "stalled", "deadline", "task 7", true},
+		{"stalled by a kernel thread", underWayAt(wire.Stalled, func(w *work) {
+			w.Code, w.Text = "kernel_thread", "kernel thread 10"
+			w.Blocking = []Blocking{{TID: 10, Class: stall.KernelThread}}
+		}), "stalled", "kernel_thread", "kernel thread 10", true},
 		{"soaking", underWayAt(wire.Soaking, nil), "soaking", "soaking", "confirmed in 10m0s", false},
 		{"soaked and not confirmed", underWayAt(wire.Soaking, func(w *work) { w.Code, w.Text = "not_done", "an object is not patched" }),
 			"soaking", "not_done", "an object is not patched", false},

@@ -11,6 +11,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/machine/advice"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/tracer"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
@@ -30,9 +31,14 @@ type Status struct {
 	Next     time.Time         `json:"next_check,omitzero"`
 	Queued   int               `json:"queued_reports"`
 	Reboot   advice.Advice     `json:"reboot"`
-	Notice   *Notice           `json:"notice"`   // null: nothing is known of this kernel build
-	Loader   *loaderapi.Status `json:"loader"`   // null: never reached
-	Problems []string          `json:"problems"` // what could not be found out, and why
+	Notice   *Notice           `json:"notice"` // null: nothing is known of this kernel build
+	Loader   *loaderapi.Status `json:"loader"` // null: never reached
+	// Blocking are the tasks that kept the last transition of the livepatch
+	// under way from finishing, the worst first; Tracers is who else is attached
+	// to the functions that it replaces.
+	Blocking []Blocking      `json:"blocking,omitempty"`
+	Tracers  []tracer.Tracer `json:"tracers,omitempty"`
+	Problems []string        `json:"problems"` // what could not be found out, and why
 }
 
 // Publisher names whom the machine trusts.
@@ -53,6 +59,9 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Check: a.j.Check, Next: a.next.UTC(), Queued: len(a.j.Reports), Reboot: in.advice(), Notice: in.longNotice(), Loader: o.Loader, Problems: []string{},
 	}
 	s.Act = NeedsPerson(s.State)
+	if w := a.j.Work; w != nil {
+		s.Blocking, s.Tracers = w.Blocking, w.Tracers
+	}
 	if id, ok := a.cfg.Server.Identity(); ok {
 		s.Identity = &id
 	}

@@ -11,7 +11,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
-	"klatch/internal/machine/loaderapi"
+	"klatch/internal/stall"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
@@ -70,12 +70,16 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 // machine says. It must stay a text that the server takes: otherwise a local
 // user keeps the machine from every check.
 func TestForeignWordsStayBelowTheServersLimit(t *testing.T) {
-	var bs []loaderapi.Blocker
+	var tasks []stall.Task
 	for range 64 {
-		bs = append(bs, loaderapi.Blocker{TID: 4194303, Comm: "\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff", State: "S",
-			Stack: []string{strings.Repeat("long_name_", 12) + "+0x1/0x2"}})
+		tasks = append(tasks, stall.ParseTask(4194303, 4194303, "4194303 (\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff\x01\xff) S 1 1 1 1 1 1",
+			[]string{strings.Repeat("long_name_", 12) + "+0x1/0x2"}))
 	}
-	text := blockersText(bs)
+	o := explain(stall.All(tasks, nil))
+	text := o.text
+	if len(o.blocking) != maxBlocking || o.counts[0].Tasks != 64 {
+		t.Errorf("%d named, counts %+v", len(o.blocking), o.counts)
+	}
 	s := describe(inputs{o: observation{}, j: journal{Phase: wire.Stalled, Work: &work{Sequence: 3, Text: text}}, enrolled: true})
 	if s.State != "stalled" || len(s.Text) > wire.MaxText || len(s.NextStep) > wire.MaxText {
 		t.Errorf("state %s with a text of %d bytes, limit %d", s.State, len(s.Text), wire.MaxText)

@@ -24,6 +24,8 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
+	"klatch/internal/stall"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -64,6 +66,9 @@ type work struct {
 	Cancel   bool               `json:"cancel,omitempty"`
 	Code     fault.Code         `json:"code,omitempty"` // why it is where it is, if that is not the plain way
 	Text     string             `json:"text,omitempty"`
+	Blocking []Blocking         `json:"blocking,omitempty"` // who kept the last transition from finishing
+	Counts   []stall.Count      `json:"counts,omitempty"`   // of all of them
+	Tracers  []tracer.Tracer    `json:"tracers,omitempty"`  // found before this load
 }
 
 // blocked is a livepatch that is not tried again until a newer one is offered
@@ -201,6 +206,8 @@ type note struct {
 	text     string
 	took     time.Duration
 	fixes    []livepatch.Fix
+	stall    []stall.Count
+	tracers  []tracer.Tracer
 }
 
 // tell puts notes into the history and, once the machine is enrolled, into
@@ -218,6 +225,7 @@ func (a *Agent) tell(j *journal, now time.Time, notes []note) {
 		j.Reports = append(j.Reports, wire.Report{
 			Key: hex.EncodeToString(key[:16]), Event: n.event, At: now, BootID: a.seen.Facts.BootID,
 			Sequence: n.sequence, Code: n.code, Text: clip(n.text), Took: n.took.Milliseconds(), Fixes: cves(n.fixes),
+			Stall: n.stall, Tracers: n.tracers,
 			State: describe(a.inputs(*j, now)), Facts: a.seen.Facts,
 		})
 	}

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/stall"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
@@ -59,7 +60,7 @@ func (w *world) start() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(w.Context())
+	ctx, cancel := context.WithCancel(w.T.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx, nil) }()
 	w.agent = a
@@ -84,7 +85,7 @@ func inWorld(t *testing.T, story func(w *world)) {
 
 func (w *world) state() wire.State {
 	w.Helper()
-	return w.agent.Status(w.Context()).State
+	return w.agent.Status(w.T.Context()).State
 }
 
 func (w *world) wantState(word string, reason fault.Code) {
@@ -157,13 +158,22 @@ func TestAStalledTransitionIsCanceledAndTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.machine.Set(func(m *agenttest.Machine) { m.Never = true })
 		w.machine.Set(func(m *agenttest.Machine) {
-			m.Blocking = []loaderapi.Blocker{{PID: 7, TID: 7, Comm: "kworker/0:1", Kthread: true, State: "S", Stack: []string{"worker_thread"}}}
+			m.Blocking = []loaderapi.Blocker{
+				{PID: 8, TID: 9, Stat: "9 (cat) S 1 8 8 0 -1 4194304", Stack: []string{"[<0>] wait_for_partner+0x1/0x2", "[<0>] fifo_open+0x1/0x2"}},
+				{PID: 7, TID: 7, Stat: "7 (kworker/0:1) S 2 0 0 0 -1 2129984", Stack: []string{"[<0>] worker_thread+0x1/0x2"}},
+			}
 		})
 		w.publish(1)
 		w.start()
 		w.within(5*time.Minute, "stalled")
 		if s := w.state(); s.Sequence != 0 || !strings.Contains(s.Text, `kernel thread 7 ("kworker/0:1", state S) in worker_thread`) {
 			w.Errorf("state %+v", s)
+		}
+		w.wantState("stalled", "kernel_thread")
+		status := w.agent.Status(w.T.Context())
+		if len(status.Blocking) != 2 || status.Blocking[0].Class != stall.KernelThread || status.Blocking[1].Name != "cat" ||
+			status.Blocking[1].Class != stall.Unreliable || !strings.Contains(status.State.NextStep, "reboot into a corrected kernel") {
+			w.Errorf("status %+v, next step %s", status.Blocking, status.State.NextStep)
 		}
 		w.machine.Set(func(m *agenttest.Machine) { m.Never = false })
 		w.within(20*time.Minute, "soaking")
@@ -226,7 +236,7 @@ func TestARefusedLivepatchIsNotTriedAgain(t *testing.T) {
 		if w.machine.Loads() != 0 {
 			w.Error("tried again by itself")
 		}
-		if err := w.agent.Retry(w.Context()); err != nil {
+		if err := w.agent.Retry(w.T.Context()); err != nil {
 			w.Fatal(err)
 		}
 		w.within(20*time.Minute, "confirmed")

@@ -3,13 +3,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
-	"strings"
+	"slices"
 	"time"
 
 	"klatch/internal/durable"
@@ -17,7 +18,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
-	"klatch/internal/machine/loaderapi"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -37,9 +38,17 @@ func (a *Agent) staged(ctx context.Context) (time.Duration, error) {
 	if err := kernel.Fits(w.Kernel, a.running()); err != nil {
 		return 0, a.move(wire.Idle, nil, note{event: wire.EventRefused, sequence: w.Sequence, code: fault.CodeOf(err), text: err.Error()})
 	}
+	found, text := a.tracers(ctx, w)
+	if ctx.Err() != nil {
+		return 0, nil //nolint:nilerr // the next start looks again
+	}
+	if held := tracer.Refusing(found); len(held) > 0 {
+		return 0, a.held(w, held)
+	}
 	return 0, a.move(wire.Loading, func(j *journal) {
 		a.begin(j.Work)
-	}, note{event: wire.EventLoading, sequence: w.Sequence, fixes: w.Fixes})
+		j.Work.Tracers = found
+	}, note{event: wire.EventLoading, sequence: w.Sequence, fixes: w.Fixes, text: text, tracers: found})
 }
 
 // load hands the livepatch to the loader. After a crash it first looks
@@ -85,7 +94,7 @@ func (a *Agent) load(ctx context.Context) (time.Duration, error) {
 // an error without one is a connection that broke.
 func later(err error) bool {
 	_, answered := errors.AsType[*fault.Error](err)
-	return !answered || fault.Retry(err) || fault.CodeOf(err) == "transition_running"
+	return !answered || fault.Retry(err) || slices.Contains([]fault.Code{"transition_running", "kernel_busy"}, fault.CodeOf(err))
 }
 
 // openStaged opens the two files that the loader gets, and notices a damaged
@@ -145,16 +154,14 @@ func atBoot(w work) fault.Code {
 // finishing is written down first: afterwards nobody can tell.
 func (a *Agent) cancel(ctx context.Context, w work) (time.Duration, error) {
 	if !w.Cancel {
-		text := "no task was named"
-		if bs, err := a.cfg.Loader.Blockers(ctx); err != nil {
-			text = "the blocking tasks could not be listed: " + err.Error()
-		} else if len(bs) > 0 {
-			text = blockersText(bs)
-		}
+		o := a.inTheWay(ctx)
 		if ctx.Err() != nil {
 			return 0, nil //nolint:nilerr // the next start asks again
 		}
-		if err := a.update(func(j *journal) { j.Work.Cancel, j.Work.Code, j.Work.Text = true, "deadline", text }); err != nil {
+		if err := a.update(func(j *journal) {
+			j.Work.Cancel, j.Work.Code, j.Work.Text = true, o.code, o.text
+			j.Work.Blocking, j.Work.Counts = o.blocking, o.counts
+		}); err != nil {
 			return 0, err
 		}
 	}
@@ -169,28 +176,6 @@ func (a *Agent) cancel(ctx context.Context, w work) (time.Duration, error) {
 	return 5 * time.Second, nil // it may have finished meanwhile; watch looks again
 }
 
-// blockersText is one line a task, innermost function first.
-func blockersText(bs []loaderapi.Blocker) string {
-	const most = 20
-	var lines []string
-	for i, b := range bs {
-		if i == most {
-			lines = append(lines, fmt.Sprintf("and %d more", len(bs)-most))
-			break
-		}
-		kind := "task"
-		if b.Kthread {
-			kind = "kernel thread"
-		}
-		line := fmt.Sprintf("%s %d (%q, state %s)", kind, b.TID, b.Comm, b.State)
-		if len(b.Stack) > 0 {
-			line += " in " + b.Stack[0]
-		}
-		lines = append(lines, line)
-	}
-	return strings.Join(lines, "\n")
-}
-
 // stalled is entered when the kernel is back at the old code.
 func (a *Agent) stalled(w work) error {
 	now := time.Now()
@@ -198,7 +183,7 @@ func (a *Agent) stalled(w work) error {
 		j.Work.Cancel = false
 		j.Work.Stalls++
 		j.Work.After = now.Add(backoff(j.Work.Stalls, a.cfg.Policy.StallRetry, stallMost)).UTC()
-	}, note{event: wire.EventStalled, sequence: w.Sequence, code: "deadline", text: w.Text, took: now.Sub(w.Began)})
+	}, note{event: wire.EventStalled, sequence: w.Sequence, code: cmp.Or(w.Code, codeDeadline), text: w.Text, took: now.Sub(w.Began), stall: w.Counts})
 }
 
 // restage waits after a stall. A newer offer ends the wait.

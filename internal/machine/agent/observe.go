@@ -227,6 +227,7 @@ func (a *Agent) begin(w *work) {
 	w.Began = time.Now().UTC()
 	w.Marks = a.cfg.Machine.Marks()
 	w.Cancel, w.Code, w.Text = false, "", ""
+	w.Blocking, w.Counts = nil, nil
 }
 
 // isBlocked finds the record of a livepatch that is not tried again.

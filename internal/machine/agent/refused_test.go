@@ -15,6 +15,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -155,5 +156,52 @@ func TestAStagedFileThatWasDamagedIsFetchedAgain(t *testing.T) {
 		}
 		w.machine.Set(func(m *agenttest.Machine) { m.Refuse = nil })
 		w.within(4*time.Hour, "confirmed")
+	})
+}
+
+// The kernel would refuse the livepatch; the machine names the tracer, waits,
+// and loads when it is gone. What harms nobody is told and does not hold.
+func TestATracerHoldsALivepatchUntilItIsGone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const probe, post = "-  k  unix_ioctl+0x0    [FTRACE]\n", "unix_ioctl (1) R I  \ttramp: - (kprobe_ftrace_handler+0x0/0x1b0)\n"
+		w.machine.Set(func(m *agenttest.Machine) { m.Traced = probe + post })
+		w.publish(1)
+		w.start()
+		w.within(5*time.Minute, "held")
+		w.wantState("held", "tracer_in_the_way")
+		time.Sleep(3 * time.Hour) // it looks again and again, and tells once
+		w.wantState("held", "tracer_in_the_way")
+		s := w.agent.Status(w.T.Context())
+		if !s.Act || len(s.Tracers) != 1 || s.Tracers[0].Effect != tracer.Refused || w.machine.Loads() != 0 ||
+			!strings.Contains(s.State.Text, "kprobe on vmlinux:unix_ioctl: the kernel will refuse the livepatch") {
+			w.Errorf("status %+v, tracers %v, %d loads", s.State, s.Tracers, w.machine.Loads())
+		}
+		w.machine.Set(func(m *agenttest.Machine) { m.Traced = probe + strings.ReplaceAll(post, "I", " ") })
+		w.within(3*time.Hour, "soaking")
+		if s := w.agent.Status(w.T.Context()); len(s.Tracers) != 1 || s.Tracers[0].Effect != tracer.Both {
+			w.Errorf("tracers %v", s.Tracers)
+		}
+		w.within(20*time.Minute, "confirmed")
+		w.wantEvents(wire.EventBooted, wire.EventStaged, wire.EventRefused, wire.EventLoading, wire.EventLoaded, wire.EventConfirmed)
+		for _, r := range w.server.Reports() {
+			if want := r.Event == wire.EventRefused || r.Event == wire.EventLoading; want != (len(r.Tracers) == 1) {
+				w.Errorf("report of %s has tracers %v", r.Event, r.Tracers)
+			}
+		}
+	})
+}
+
+// A kernel that does not say who traces keeps no fix out.
+func TestTracersThatCannotBeLookedForAreNotNone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.machine.Set(func(m *agenttest.Machine) { m.NoTracers = true })
+		w.publish(1)
+		w.start()
+		w.within(30*time.Minute, "confirmed")
+		for _, r := range w.server.Reports() {
+			if r.Event == wire.EventLoading && (len(r.Tracers) > 0 || !strings.Contains(r.Text, "were not looked for: no debugfs")) {
+				w.Errorf("report %+v", r)
+			}
+		}
 	})
 }

@@ -47,6 +47,7 @@ var States = []Meaning{
 	{"no_anchor", true, "There is no usable trust anchor: the machine believes no publisher.", "install your publisher's anchor: klatch trust install FILE"},
 	{"not_enrolled", true, "The machine has no credential for a server.", "enroll it: klatch enroll --server URL"},
 	{"staged", false, "A verified livepatch is on disk and waits to be loaded.", "none; it is loaded by itself"},
+	{"held", true, "Something is attached to a function that the livepatch replaces; the kernel would refuse it.", "stop the kprobe or tracer that is named; the livepatch is tried again by itself"},
 	{"loading", false, "The loader puts the livepatch into the kernel.", "none; wait"},
 	{"transitioning", false, "The kernel moves its tasks to the new code, one by one.", "none; wait, or see who is in the way: klatch blockers"},
 	{"stalled", true, "A task kept the transition from finishing; it was canceled and will be tried again.", "stop or restart the task that is named, then: klatch retry"},
@@ -94,6 +95,9 @@ func describe(in inputs) wire.State {
 		next = fault.HintOf(o.FactsErr)
 	case j.Work != nil && underWay[j.Phase] != "":
 		word, reason, text = in.underWay(*j.Work)
+		if b := j.Work.Blocking; word == "stalled" && len(b) > 0 {
+			next = b[0].Class.Next()
+		}
 	case o.AnchorErr != nil:
 		say("no_anchor", codeOr(o.AnchorErr, "no_anchor"), "%s", o.AnchorErr)
 		next = fault.HintOf(o.AnchorErr)
@@ -144,12 +148,15 @@ func (in inputs) underWay(w work) (word string, reason fault.Code, text string) 
 	switch in.j.Phase {
 	default: // the other phases have nothing under way
 	case wire.Staged:
+		if w.Code == codeHeld {
+			word = "held"
+		}
 		text = fmt.Sprintf("livepatch %d is verified and on disk", w.Sequence)
 		if w.After.After(in.now) {
 			text += "; it is tried again at " + w.After.UTC().Format(time.RFC3339)
 		}
 		if w.Text != "" {
-			text += ": " + w.Text
+			text += ": " + strings.ReplaceAll(w.Text, "\n", "; ")
 		}
 	case wire.Loading:
 		text = fmt.Sprintf("livepatch %d is being loaded", w.Sequence)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
@@ -93,6 +94,27 @@ func (m Machine) livepatch(name string) (Livepatch, error) {
 		}
 	}
 	return lp, nil
+}
+
+// Replaced lists the functions that the livepatches in the kernel replace, or
+// are about to: the folders FUNCTION,NUMBER of each object.
+func (m Machine) Replaced() ([]livepatch.Function, error) {
+	lps, err := m.Livepatches()
+	if err != nil {
+		return nil, err
+	}
+	var fs []livepatch.Function
+	for _, lp := range lps {
+		dirs, err := filepath.Glob(m.path(filepath.Join("sys/kernel/livepatch", lp.Name, "*", "*,*")))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range dirs {
+			name, _, _ := strings.Cut(filepath.Base(d), ",")
+			fs = append(fs, livepatch.Function{Object: filepath.Base(filepath.Dir(d)), Name: name})
+		}
+	}
+	return fs, nil
 }
 
 // objectLoaded says whether an object is in the kernel now; a module that is

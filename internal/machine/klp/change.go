@@ -80,7 +80,7 @@ func LoadFault(err error) error {
 			"with lockdown the publisher's module key must be enrolled; kernel.modules_disabled=1 forbids all modules until a reboot"},
 		{[]error{unix.ENOEXEC}, fault.Conflict, "kernel_format", "not a livepatch module for this kernel", seeLog},
 		{[]error{unix.EEXIST}, fault.Conflict, "kernel_exists", "a module of this name is in the kernel", "remove it, or wait until the kernel has"},
-		{[]error{unix.EBUSY}, fault.Conflict, "kernel_busy", "the kernel is busy with another livepatch", "try again when its transition has finished"},
+		{[]error{unix.EBUSY}, fault.Conflict, "kernel_busy", "another livepatch is on its way, or a tracer has a function for itself", "try again when the transition is over; klatch status names tracers"},
 		{[]error{unix.EINVAL}, fault.Conflict, "kernel_refused", "the kernel does not find what the livepatch replaces", seeLog},
 		{[]error{unix.ENOENT}, fault.Conflict, "kernel_symbol", "the kernel lacks a symbol that the livepatch needs", seeLog},
 		{[]error{unix.ENOMEM}, fault.Unavailable, "kernel_memory", "no memory for the module", "free memory, then try again"},

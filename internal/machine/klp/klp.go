@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/kernel"
+	"klatch/internal/machine/loaderapi"
 )
 
 // Kernel is the kernel behind /proc, /sys and three system calls.
@@ -167,15 +169,6 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH)
 }
 
-// Blocker is a task that a running transition waits for.
-type Blocker struct {
-	PID, TID int
-	Comm     string
-	Kthread  bool
-	State    string
-	Stack    []string
-}
-
 // Limits of what Blockers tells; a stalled transition has a handful.
 const (
 	maxBlockers = 64
@@ -185,7 +178,7 @@ const (
 // Blockers lists the tasks whose patch_state is not what the running
 // transition wants: 1 while a livepatch comes in, 0 while it goes, -1 outside
 // of a transition (proc(5)). The idle tasks have no folder and are not seen.
-func (k *Kernel) Blockers() ([]Blocker, error) {
+func (k *Kernel) Blockers() ([]loaderapi.Blocker, error) {
 	var now State
 	if err := k.livepatches(&now); err != nil {
 		return nil, err
@@ -203,7 +196,7 @@ func (k *Kernel) Blockers() ([]Blocker, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []Blocker
+	var list []loaderapi.Blocker
 	for _, t := range tasks {
 		state, err := readLine(t, "patch_state")
 		if gone(err) || err == nil && (state == target || state == "-1") {
@@ -222,27 +215,34 @@ func (k *Kernel) Blockers() ([]Blocker, error) {
 
 // describe tells what can be read of a task that may end meanwhile; the stack
 // needs CAP_SYS_ADMIN (fs/proc/base.c, proc_pid_stack) and may stay empty.
-func describe(task string) Blocker {
-	var b Blocker
+func describe(task string) (b loaderapi.Blocker) {
 	b.TID, _ = strconv.Atoi(filepath.Base(task))
 	b.PID, _ = strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(task))))
-	b.Comm, _ = readLine(task, "comm")
-	stat, _ := readLine(task, "stat")
-	// Fields after the name, which may hold anything: state ppid pgrp session
-	// tty tpgid flags; PF_KTHREAD is 0x00200000 (include/linux/sched.h).
-	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(f) > 6 {
-		b.State = f[0]
-		flags, _ := strconv.ParseUint(f[6], 10, 64)
-		b.Kthread = flags&0x00200000 != 0
-	}
+	b.Stat, _ = readLine(task, "stat")
 	stack, _ := readLine(task, "stack")
 	for line := range strings.Lines(stack) {
 		if len(b.Stack) < maxStack {
-			b.Stack = append(b.Stack, strings.TrimPrefix(strings.TrimSpace(line), "[<0>] "))
+			b.Stack = append(b.Stack, strings.TrimSpace(line))
 		}
 	}
 	return b
+}
+
+// address is what klatchd need not know.
+var address = regexp.MustCompile(`(?m)^[0-9a-f]{8,16}\b|\b0x[0-9a-f]{9,16}\b`)
+
+// Tracers gives the lists of kprobes and of functions that ftrace is attached
+// to, one after the other, without addresses. Debugfs and tracefs may be away.
+func (k *Kernel) Tracers() (string, error) {
+	var text strings.Builder
+	for _, f := range []string{"debug/kprobes/list", "tracing/enabled_functions"} {
+		b, err := durable.ReadFile(filepath.Join(k.root, "sys/kernel", f), maxFile)
+		if err != nil {
+			return "", fmt.Errorf("look for tracers: %w", err)
+		}
+		text.Write(address.ReplaceAll(b, []byte("-")))
+	}
+	return text.String(), nil
 }
 
 func readLine(task, name string) (string, error) {

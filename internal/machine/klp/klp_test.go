@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,6 +19,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/machine/klp"
+	"klatch/internal/machine/loaderapi"
 )
 
 // tree writes files of /proc and /sys below a folder.
@@ -58,11 +60,9 @@ func machine() map[string]string {
 		lp + "kpatch_old/transition":        "0\n",
 		lp + "kpatch_old/vmlinux/f,0/x":     "",
 		"proc/10/task/10/patch_state":       "0\n",
-		"proc/10/task/10/comm":              "a b) R 1\n",
 		"proc/10/task/10/stat":              "10 (a b) R 1) D 2 0 0 0 -1 2129984 0 0\n",
 		"proc/10/task/10/stack":             "[<0>] msleep+0x2b/0x40\n[<0>] kthread+0xe0/0x110\n",
 		"proc/20/task/21/patch_state":       "0\n",
-		"proc/20/task/21/comm":              "user\n",
 		"proc/20/task/21/stat":              "21 (user) S 1 20 20 0 -1 4194304 0 0\n",
 		"proc/20/task/22/patch_state":       "1\n",
 		"proc/30/task/30/patch_state":       "-1\n",
@@ -146,9 +146,9 @@ func TestBlockers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []klp.Blocker{
-		{PID: 10, TID: 10, Comm: "a b) R 1", Kthread: true, State: "D", Stack: []string{"msleep+0x2b/0x40", "kthread+0xe0/0x110"}},
-		{PID: 20, TID: 21, Comm: "user", State: "S"},
+	want := []loaderapi.Blocker{
+		{PID: 10, TID: 10, Stat: "10 (a b) R 1) D 2 0 0 0 -1 2129984 0 0", Stack: []string{"[<0>] msleep+0x2b/0x40", "[<0>] kthread+0xe0/0x110"}},
+		{PID: 20, TID: 21, Stat: "21 (user) S 1 20 20 0 -1 4194304 0 0"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
@@ -166,6 +166,26 @@ func TestBlockers(t *testing.T) {
 	}
 	if got, err = tree(t, m).Blockers(); err != nil || len(got) != 64 {
 		t.Errorf("a hundred: %d, %v", len(got), err)
+	}
+}
+
+func TestTracers(t *testing.T) {
+	m := machine()
+	const list, enabled = "sys/kernel/debug/kprobes/list", "sys/kernel/tracing/enabled_functions"
+	m[list] = "ffffffffaedf1bb0  k  cmdline_proc_show+0x0    [FTRACE]\n"
+	if _, err := tree(t, m).Tracers(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("half of it: %v", err)
+	}
+	m[enabled] = "f (1) R I  \ttramp: 0xffffffffc03fc000 (kprobe_ftrace_handler+0x0/0x1b0) ->kprobe_ftrace_handler+0x0/0x1b0\n"
+	got, err := tree(t, m).Tracers()
+	const want = "-  k  cmdline_proc_show+0x0    [FTRACE]\n" +
+		"f (1) R I  \ttramp: - (kprobe_ftrace_handler+0x0/0x1b0) ->kprobe_ftrace_handler+0x0/0x1b0\n"
+	if err != nil || got != want {
+		t.Errorf("got %q, %v", got, err)
+	}
+	m[enabled] = strings.Repeat("x", 2<<20)
+	if _, err := tree(t, m).Tracers(); err == nil {
+		t.Error("two MiB are taken")
 	}
 }
 

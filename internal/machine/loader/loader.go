@@ -38,7 +38,8 @@ type Kernel interface {
 	Load(module *os.File) error
 	Disable(name string) error
 	Remove(name string) error
-	Blockers() ([]klp.Blocker, error)
+	Blockers() ([]loaderapi.Blocker, error)
+	Tracers() (string, error)
 }
 
 // Loader does one request at a time.

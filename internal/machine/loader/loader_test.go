@@ -13,7 +13,7 @@ import (
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
-	"klatch/internal/machine/klp"
+	"klatch/internal/machine/loaderapi"
 	"klatch/internal/testkit/klpfake"
 )
 
@@ -62,14 +62,18 @@ func TestCancel(t *testing.T) {
 	r.confirmed(1)
 	r.check(r.kernel.Change(func(s *klpfake.State) {
 		s.Hold = true
-		s.Blockers = []klp.Blocker{{PID: 7, TID: 8, Comm: "sleeper", State: "D", Stack: []string{"schedule+0x1"}}}
+		s.Blockers = []loaderapi.Blocker{{PID: 7, TID: 8, Stat: "8 (sleeper) D", Stack: []string{"schedule+0x1"}}}
 	}))
 	if _, err := r.load(r.make(2)); err != nil {
 		t.Fatal(err)
 	}
 	b, err := r.client.Blockers(t.Context())
-	if err != nil || len(b) != 1 || b[0].Comm != "sleeper" || b[0].Stack[0] != "schedule+0x1" {
+	if err != nil || len(b) != 1 || b[0].Stat != "8 (sleeper) D" || b[0].Stack[0] != "schedule+0x1" {
 		t.Errorf("blockers: %+v, %v", b, err)
+	}
+	r.check(r.kernel.Change(func(s *klpfake.State) { s.Tracers = "-  k  f+0x0    [FTRACE]\n" }))
+	if text, err := r.client.Tracers(t.Context()); err != nil || text != "-  k  f+0x0    [FTRACE]\n" {
+		t.Errorf("tracers: %q, %v", text, err)
 	}
 	_, err = r.client.Cancel(t.Context(), 9)
 	wantCode(t, err, fault.NotFound, "not_loaded")

@@ -69,11 +69,9 @@ func (l *Loader) do(r loaderapi.Request, files []*os.File, uid uint32) (loaderap
 	case loaderapi.OpCancel:
 		err = s.cancel(r.Sequence)
 	case loaderapi.OpBlockers:
-		blockers, e := s.Kernel.Blockers()
-		for _, b := range blockers {
-			a.Blockers = append(a.Blockers, loaderapi.Blocker(b))
-		}
-		err = e
+		a.Blockers, err = s.Kernel.Blockers()
+	case loaderapi.OpTracers:
+		a.Tracers, err = s.Kernel.Tracers()
 	case loaderapi.OpDisable:
 		if uid != 0 {
 			err = fault.New(fault.Denied, "not_root", "only root may disable the livepatch")

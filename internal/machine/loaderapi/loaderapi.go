@@ -31,7 +31,7 @@ const SocketPath = "/run/klatch/loader.sock"
 // Op names a request.
 type Op string
 
-// The six requests. Boot is not one: it has its own unit and takes no input.
+// The seven requests. Boot is not one: it has its own unit and takes no input.
 const (
 	// OpLoad loads a livepatch. Two descriptors: the signed manifest, the
 	// signed module. Answers when the kernel has taken the module; the
@@ -47,6 +47,8 @@ const (
 	OpCancel Op = "cancel"
 	// OpBlockers lists the tasks that keep a transition from finishing.
 	OpBlockers Op = "blockers"
+	// OpTracers tells who else is attached to functions of the kernel.
+	OpTracers Op = "tracers"
 	// OpDisable is the break-glass: take the livepatch out until the next
 	// reboot. Only for uid 0.
 	OpDisable Op = "disable"
@@ -66,6 +68,7 @@ type Answer struct {
 	Fault    *Fault    `json:"fault"`
 	Status   Status    `json:"status"` // after the request, also with a fault; zero for a caller who may not ask
 	Blockers []Blocker `json:"blockers,omitempty"`
+	Tracers  string    `json:"tracers,omitempty"` // in the kernel's words, see package tracer
 }
 
 // Fault is a fault.Error on the wire.
@@ -119,12 +122,10 @@ type BootState struct {
 }
 
 // Blocker is a task that keeps a transition from finishing: its
-// /proc/<pid>/task/<tid>/patch_state is not the target.
+// /proc/<pid>/task/<tid>/patch_state is not the target. Package stall reads it.
 type Blocker struct {
-	PID     int      `json:"pid"`
-	TID     int      `json:"tid"`
-	Comm    string   `json:"comm"`
-	Kthread bool     `json:"kthread"`
-	State   string   `json:"state"` // one letter, proc(5)
-	Stack   []string `json:"stack"` // kernel stack, innermost first; may be empty
+	PID   int      `json:"pid"`
+	TID   int      `json:"tid"`
+	Stat  string   `json:"stat"`  // as in /proc
+	Stack []string `json:"stack"` // as in /proc, innermost first; may be empty
 }

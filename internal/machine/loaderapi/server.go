@@ -205,7 +205,7 @@ func ParseRequest(body []byte, files int) (Request, error) {
 		want = maxFiles
 	case OpConfirm, OpCancel:
 		sequence = true
-	case OpStatus, OpBlockers, OpDisable:
+	case OpStatus, OpBlockers, OpTracers, OpDisable:
 	default:
 		return r, fault.New(fault.Invalid, "unknown_request", "the loader has no request %.40q", r.Op)
 	}

@@ -73,6 +73,13 @@ func (c *Client) Blockers(ctx context.Context) ([]loaderapi.Blocker, error) {
 	return a.Blockers, err
 }
 
+// Tracers tells who else is attached to functions of the kernel, in the
+// kernel's words; package tracer reads them.
+func (c *Client) Tracers(ctx context.Context) (string, error) {
+	a, err := c.ask(ctx, loaderapi.Request{Op: loaderapi.OpTracers})
+	return a.Tracers, err
+}
+
 // Disable takes our livepatch out until the next reboot. Only for uid 0.
 func (c *Client) Disable(ctx context.Context) (loaderapi.Status, error) {
 	a, err := c.ask(ctx, loaderapi.Request{Op: loaderapi.OpDisable})

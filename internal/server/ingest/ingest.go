@@ -17,6 +17,8 @@ import (
 	"klatch/internal/obs"
 	"klatch/internal/server/enroll"
 	"klatch/internal/server/store"
+	"klatch/internal/stall"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -25,6 +27,7 @@ const (
 	maxHostname = 253 // RFC 1035
 	maxWord     = 64
 	maxFixes    = 10_000
+	maxSymbol   = 512 // KSYM_NAME_LEN
 )
 
 // maxClockLead is how far a machine's clock may be ahead before its report
@@ -71,6 +74,9 @@ func (i *Ingester) Report(ctx context.Context, machineID string, r wire.Report) 
 	if len(r.Text) > wire.MaxText || len(r.Fixes) > maxFixes || r.Took < 0 || (r.Code != "" && !word.MatchString(string(r.Code))) {
 		return bad("text, fixes, took_ms or code out of range")
 	}
+	if err := validObstacles(r); err != nil {
+		return err
+	}
 	if err := ValidFacts(r.Facts); err != nil {
 		return err
 	}
@@ -112,6 +118,26 @@ func ValidFacts(f wire.Facts) error {
 		return bad("facts name no complete kernel build")
 	case len(f.BootID) > maxWord || len(f.Lockdown) > maxWord || len(f.Enforced) > maxWord || len(f.Version) > maxWord:
 		return bad("a fact is over %d bytes", maxWord)
+	}
+	return nil
+}
+
+// validObstacles bounds what kept a livepatch out. A class or a kind that is
+// not known here is kept: a newer machine may know more.
+func validObstacles(r wire.Report) error {
+	if len(r.Stall) > stall.MaxCounts || len(r.Tracers) > tracer.MaxTracers {
+		return bad("%d counts of a stall and %d tracers, at most %d and %d", len(r.Stall), len(r.Tracers), stall.MaxCounts, tracer.MaxTracers)
+	}
+	for _, c := range r.Stall {
+		if c.Tasks < 1 || !word.MatchString(string(c.Class)) || len(c.Object) > maxWord || len(c.Function) > maxSymbol {
+			return bad("a count of a stall is out of range")
+		}
+	}
+	for _, t := range r.Tracers {
+		if !word.MatchString(string(t.Kind)) || !word.MatchString(string(t.Effect)) || len(t.Object) > maxWord ||
+			len(t.Function) > maxSymbol || len(t.By) > maxSymbol {
+			return bad("a tracer is out of range")
+		}
 	}
 	return nil
 }

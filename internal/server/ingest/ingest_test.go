@@ -5,6 +5,7 @@ package ingest_test
 import (
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,8 @@ import (
 	"klatch/internal/server/ingest"
 	"klatch/internal/server/store/sqlstore"
 	"klatch/internal/server/store/storetest"
+	"klatch/internal/stall"
+	"klatch/internal/tracer"
 	"klatch/internal/wire"
 )
 
@@ -67,7 +70,9 @@ func TestCheckOffersTheNewestForExactlyThisKernelBuild(t *testing.T) {
 func TestReportsThatAreRefused(t *testing.T) {
 	now := time.Now()
 	in, db := newIngester(t, &now)
-	good := wire.Report{Key: "k-1", Event: wire.EventBooted, At: now, Facts: storetest.Facts("h")}
+	tracers := []tracer.Tracer{{Kind: tracer.BPF, Object: "vmlinux", Function: "fifo_open", Effect: tracer.Sleepers}}
+	good := wire.Report{Key: "k-1", Event: wire.EventBooted, At: now, Facts: storetest.Facts("h"), Tracers: tracers,
+		Stall: []stall.Count{{Class: stall.Sleeping, Object: "vmlinux", Function: "fifo_open", Tasks: 2}}}
 	for name, change := range map[string]func(*wire.Report){
 		"no key":         func(r *wire.Report) { r.Key = "" },
 		"key with slash": func(r *wire.Report) { r.Key = "../x" },
@@ -76,6 +81,16 @@ func TestReportsThatAreRefused(t *testing.T) {
 		"no kernel":      func(r *wire.Report) { r.Facts.Kernel.Release = "" },
 		"long text":      func(r *wire.Report) { r.Text = strings.Repeat("x", 2001) },
 		"long state":     func(r *wire.Report) { r.State.Text = strings.Repeat("x", 2001) },
+		"too many counts of a stall": func(r *wire.Report) {
+			r.Stall = slices.Repeat([]stall.Count{{Class: stall.Unknown, Tasks: 1}}, stall.MaxCounts+1)
+		},
+		"a stall of nobody":       func(r *wire.Report) { r.Stall = []stall.Count{{Class: stall.Unknown}} },
+		"a stall without a class": func(r *wire.Report) { r.Stall = []stall.Count{{Tasks: 1}} },
+		"a stall in a long name": func(r *wire.Report) {
+			r.Stall = []stall.Count{{Class: stall.Unknown, Tasks: 1, Function: strings.Repeat("x", 513)}}
+		},
+		"too many tracers":           func(r *wire.Report) { r.Tracers = slices.Repeat(tracers, tracer.MaxTracers+1) },
+		"a tracer without an effect": func(r *wire.Report) { r.Tracers = []tracer.Tracer{{Kind: tracer.BPF}} },
 	} {
 		r := good
 		change(&r)
@@ -91,6 +106,10 @@ func TestReportsThatAreRefused(t *testing.T) {
 		if err := in.Report(t.Context(), storetest.MachineID(1), good); err != nil {
 			t.Fatal(err)
 		}
+	}
+	list, err := db.Reports(t.Context(), storetest.MachineID(1), 0, 10)
+	if err != nil || len(list) != 1 || !slices.Equal(list[0].Report.Stall, good.Stall) || !slices.Equal(list[0].Report.Tracers, tracers) {
+		t.Errorf("what stood in the way is lost: %+v, %v", list, err)
 	}
 	m, err := db.Machine(t.Context(), storetest.MachineID(1))
 	if err != nil || m.StateAt.After(now.Add(time.Second)) {

@@ -23,6 +23,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/machine/klp"
+	"klatch/internal/machine/loaderapi"
 )
 
 // State is the kernel's state and what a test wants of it.
@@ -30,10 +31,11 @@ type State struct {
 	Now  klp.State
 	Left int // looks until the running transition finishes
 
-	Hold     bool          // transitions do not finish
-	Refuse   syscall.Errno // what the next loads answer; 0 for none
-	Blockers []klp.Blocker // told while a transition runs
-	Loads    int           // modules taken since the beginning
+	Hold     bool                // transitions do not finish
+	Refuse   syscall.Errno       // what the next loads answer; 0 for none
+	Blockers []loaderapi.Blocker // told while a transition runs
+	Tracers  string              // told at any time
+	Loads    int                 // modules taken since the beginning
 }
 
 // Kernel is a fake kernel. OnLoad, if set, runs before a module is taken.
@@ -215,10 +217,16 @@ func (k *Kernel) Remove(name string) error {
 }
 
 // Blockers gives what the test put there.
-func (k *Kernel) Blockers() ([]klp.Blocker, error) {
+func (k *Kernel) Blockers() ([]loaderapi.Blocker, error) {
 	s, err := k.Read()
 	if err != nil || !slices.ContainsFunc(s.Now.Livepatches, moves) {
 		return nil, err
 	}
 	return s.Blockers, nil
+}
+
+// Tracers gives what the test put there.
+func (k *Kernel) Tracers() (string, error) {
+	s, err := k.Read()
+	return s.Tracers, err
 }

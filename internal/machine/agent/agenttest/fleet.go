@@ -267,6 +267,8 @@ func (m *Machine) answerTo(t testing.TB, c *loaderapi.Conn) {
 		a.Status, err = m.Cancel(ctx, r.Sequence)
 	case loaderapi.OpBlockers:
 		a.Blockers, err = m.Blockers(ctx)
+	case loaderapi.OpTracers:
+		a.Tracers, err = m.Tracers(ctx)
 	case loaderapi.OpDisable:
 		m.TakeOut()
 		a.Status, err = m.Status(ctx)

@@ -50,6 +50,10 @@ type Machine struct {
 	Away bool
 	// Blocking is the answer to Blockers.
 	Blocking []loaderapi.Blocker
+	// Traced is the answer to Tracers.
+	Traced string
+	// NoTracers is a kernel that does not tell.
+	NoTracers bool
 }
 
 // BuildID is the build id of the captured machine.
@@ -304,4 +308,15 @@ func (m *Machine) Blockers(context.Context) ([]loaderapi.Blocker, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.Blocking, nil
+}
+
+// Tracers tells who else is attached to functions.
+func (m *Machine) Tracers(context.Context) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.NoTracers {
+		return "", errors.New("no debugfs")
+	}
+	_, err := m.answer(nil)
+	return m.Traced, err
 }
