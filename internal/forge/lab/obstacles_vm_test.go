@@ -52,7 +52,7 @@ func fixtures(t *testing.T) lab.Spec {
 		spec.Files = append(spec.Files, lab.File{Name: name + ".ko", Source: path})
 	}
 	bin := t.TempDir()
-	for _, name := range []string{"klatch-bpf", "klatch-look"} {
+	for _, name := range []string{"klatch-look"} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "klatch/internal/testkit/cmd/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if msg, err := cmd.CombinedOutput(); err != nil {
@@ -200,14 +200,16 @@ func testStalls(m *trial) {
 	})
 	m.T.Run("a stack that the kernel cannot trust", func(t *testing.T) {
 		m := &trial{t, m.Machine}
-		m.sh("/lab/klatch-bpf fexit fifo_open /tmp/hits > /tmp/bpf 2>&1 & echo $! > /tmp/pid")
+		m.sh("/proc/1/exe klatch-lab-trace fexit kernel_clone /tmp/hits > /tmp/bpf 2>&1 & echo $! > /tmp/pid")
 		m.until("[ -f /tmp/hits ]")
-		m.sh(sleeper + " sleep 0.5; insmod /lab/klatch_ok.ko") // replaces something else
+		m.sh("setsid /proc/1/exe klatch-lab-wait > /tmp/wait 2>&1 & echo $! > /tmp/sleeper")
+		m.until("grep -q kernel_clone /proc/$(cat /tmp/sleeper)/task/*/stack")
+		m.sh("insmod /lab/klatch_ok.ko") // replaces something else
 		b := m.blocked("klatch_ok", functions("cmdline_proc_show"))
-		if g, ok := b.Generated(); b.Class != stall.Unreliable || b.Comm != "cat" || !ok || !strings.HasPrefix(g.Symbol, "bpf_trampoline_") {
+		if g, ok := b.Generated(); b.Class != stall.Unreliable || b.State != "D" || !ok || !strings.HasPrefix(g.Symbol, "bpf_trampoline_") {
 			t.Errorf("got %s", b)
 		}
-		m.sh("killall cat")
+		m.sh("kill -KILL -$(cat /tmp/sleeper)")
 		m.until("grep -q 0 /sys/kernel/livepatch/klatch_ok/transition")
 		m.takeOut("klatch_ok")
 		m.sh("kill $(cat /tmp/pid)")
@@ -239,7 +241,7 @@ func testTracers(m *trial) {
 		hits   = "cat /sys/module/klatch_probe/parameters/hits"
 		ftrace = "cd /sys/kernel/tracing; echo cmdline_proc_show > set_ftrace_filter; echo function > current_tracer"
 		nop    = "cd /sys/kernel/tracing; echo nop > current_tracer; echo > set_ftrace_filter" // the other way round traces everything for a moment
-		bpf    = "rm -f /tmp/hits; /lab/klatch-bpf %s cmdline_proc_show /tmp/hits > /tmp/bpf 2>&1 & echo $! > /tmp/pid; until [ -f /tmp/hits ]; do kill -0 $(cat /tmp/pid) || { cat /tmp/bpf; exit 1; }; sleep 0.1; done"
+		bpf    = "rm -f /tmp/hits; /proc/1/exe klatch-lab-trace %s cmdline_proc_show /tmp/hits > /tmp/bpf 2>&1 & echo $! > /tmp/pid; until [ -f /tmp/hits ]; do kill -0 $(cat /tmp/pid) || { cat /tmp/bpf; exit 1; }; sleep 0.1; done"
 		seen   = "sleep 0.5; cat /tmp/hits"
 		kill   = "kill $(cat /tmp/pid)"
 	)

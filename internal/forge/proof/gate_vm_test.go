@@ -142,7 +142,7 @@ func TestTheWholeGate(t *testing.T) {
 	if res.Verdict != lab.Pass {
 		t.Fatalf("verdict %s: %+v", res.Verdict, res.Trouble)
 	}
-	for _, want := range []string{"busy-machine", "cancel", "leak", "load-and-disable", "reboot", "replace-sequence-1"} {
+	for _, want := range []string{"busy-machine", "cancel", "leak", "load-and-disable", "reboot", "replace-sequence-1", "stalled", "traced"} {
 		if !slices.Contains(res.Required, want) {
 			t.Errorf("%s is not required: %q", want, res.Required)
 		}

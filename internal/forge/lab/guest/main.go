@@ -29,25 +29,28 @@ const (
 )
 
 // IsInit reports whether this process is the init of a small guest, its load,
-// or the agent of any guest. A program that may be put into a guest calls it first,
+// its tracer, its sleeper, or the agent of any guest. A program that may be put into a guest calls it first,
 // and then Main. It is false everywhere else, also for process 1 of a
 // container.
 func IsInit() bool {
 	if filepath.Base(os.Args[0]) == AgentName {
 		return true
 	}
-	if os.Getpid() != 1 && !isLoad() {
+	if os.Getpid() != 1 && !isLoad() && !isTrace() && !isWait() {
 		return false
 	}
 	_, err := os.Stat(Marker)
 	return err == nil
 }
 
-func isLoad() bool { return len(os.Args) == 3 && os.Args[1] == LoadArg }
+func isLoad() bool  { return len(os.Args) == 3 && os.Args[1] == LoadArg }
+func isTrace() bool { return len(os.Args) == 5 && os.Args[1] == TraceArg }
+func isWait() bool  { return len(os.Args) == 2 && os.Args[1] == WaitArg }
 
 // Main is the life of the guest side. It does not return. As init it sets
 // the guest up, starts itself again as the agent and collects the dead; as
-// the agent it serves the line. Called with LoadArg it puts load on the guest.
+// the agent it serves the line. Called with LoadArg it puts load on the guest,
+// with TraceArg it attaches a BPF program, with WaitArg it sleeps.
 func Main() {
 	if os.Getpid() == 1 {
 		initMain()
@@ -62,6 +65,14 @@ func Main() {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if isTrace() {
+		fmt.Fprintln(os.Stderr, "klatch lab trace:", trace(os.Args[2], os.Args[3], os.Args[4]))
+		os.Exit(1)
+	}
+	if isWait() {
+		fmt.Fprintln(os.Stderr, "klatch lab wait:", wait())
+		os.Exit(1)
 	}
 	err := agentMain()
 	fmt.Fprintln(os.Stderr, "klatch lab agent:", err)

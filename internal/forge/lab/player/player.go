@@ -93,6 +93,7 @@ type Player struct {
 	programs  []*program
 	busy      chan error
 	leak      leakProbe
+	traced    string // the function of "trace"
 	flawSeen  bool
 	fixedSeen bool
 }

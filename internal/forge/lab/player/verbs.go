@@ -41,7 +41,7 @@ func (c call) arg(i int, otherwise string) string {
 
 // verbs are all commands: those of the livepatch, of programs, and of the
 // machine. A file with commands of its own adds its table here.
-func verbs() []verb { return slices.Concat(livepatchVerbs, programVerbs, machineVerbs) }
+func verbs() []verb { return slices.Concat(livepatchVerbs, programVerbs, obstacleVerbs, machineVerbs) }
 
 // needs are the words of "needs:" and of conditions, each with what it means.
 var needs = []struct {
@@ -65,6 +65,18 @@ var needs = []struct {
 			return "" // the error is told when it is played
 		}
 		return "the livepatch replaces functions of no module"
+	}},
+	{"kernel-functions", "the livepatch replaces functions of the kernel itself that can be traced", func(p Play) string {
+		if len(p.traceable()) > 0 {
+			return ""
+		}
+		return "the livepatch replaces no traceable function of the kernel itself"
+	}},
+	{"btf", "the kernel has type information for BPF programs, by the builder's symbol tables", func(p Play) string {
+		if p.Tables.hasBTF() {
+			return ""
+		}
+		return "the kernel has no type information, or the builder's symbol tables are not known"
 	}},
 	{"symbols", "the builder's symbol tables are known", func(p Play) string {
 		if p.Tables.Vmlinux != "" {

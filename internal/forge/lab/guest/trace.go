@@ -1,15 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command klatch-bpf attaches a BPF program to a kernel function, as a
-// monitoring agent does, and counts its calls. It runs in a lab guest, as root,
-// until it is killed:
-//
-//	klatch-bpf fentry|fexit FUNCTION FILE
-//
-// FILE holds the number of calls, renewed ten times a second, from the moment
-// the program is attached. It uses bpf(2) alone and the kernel's own type
-// information, so that a guest needs nothing else.
-package main
+package guest
 
 import (
 	"bytes"
@@ -19,25 +10,35 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"syscall"
 	"time"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
-func main() {
-	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "usage: klatch-bpf fentry|fexit FUNCTION FILE")
-		os.Exit(2)
-	}
-	if err := run(os.Args[1], os.Args[2], os.Args[3]); err != nil {
-		fmt.Fprintln(os.Stderr, "klatch-bpf:", err)
-		os.Exit(1)
-	}
-}
+// TraceArg is the argument that makes a guest's init program attach a BPF
+// program instead, followed by "fentry" or "fexit", the kernel's function and
+// the file for the number of its calls: "/proc/1/exe TraceArg fentry f /tmp/n".
+const TraceArg = "klatch-lab-trace"
 
-func run(kind, function, file string) error {
-	attach, ok := map[string]uint32{"fentry": unix.BPF_TRACE_FENTRY, "fexit": unix.BPF_TRACE_FEXIT}[kind]
+// Numbers of bpf(2), include/uapi/linux/bpf.h. The guests are x86-64.
+const (
+	sysBPF               = 321
+	bpfMapCreate         = 0
+	bpfMapLookup         = 1
+	bpfProgLoad          = 5
+	bpfRawTracepointOpen = 17
+	bpfMapTypeArray      = 2
+	bpfProgTypeTracing   = 26
+	bpfTraceFentry       = 24
+	bpfTraceFexit        = 25
+)
+
+// trace attaches a BPF program to a kernel function, as a monitoring agent
+// does, and counts its calls until it is ended. file holds the number of calls,
+// renewed ten times a second, from the moment the program is attached. It uses
+// bpf(2) alone and the kernel's own type information: a guest needs nothing else.
+func trace(kind, function, file string) error {
+	attach, ok := map[string]uint32{"fentry": bpfTraceFentry, "fexit": bpfTraceFexit}[kind]
 	if !ok {
 		return fmt.Errorf("no kind %q", kind)
 	}
@@ -62,15 +63,15 @@ func run(kind, function, file string) error {
 		fd   uint32
 		_    uint32
 	}{fd: uint32(program)}
-	if _, err := bpf(unix.BPF_RAW_TRACEPOINT_OPEN, unsafe.Pointer(&link), unsafe.Sizeof(link)); err != nil {
+	if _, err := bpf(bpfRawTracepointOpen, unsafe.Pointer(&link), unsafe.Sizeof(link)); err != nil {
 		return fmt.Errorf("attach %s to %s: %w", kind, function, err)
 	}
 	for ; ; time.Sleep(100 * time.Millisecond) {
-		n, err := read(counter)
+		n, err := readCounter(counter)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(file+".new", strconv.AppendUint(nil, n, 10), 0o600); err != nil {
+		if err := os.WriteFile(file+".new", strconv.AppendUint(nil, n, 10), 0o600); err != nil { //nolint:forbidigo // in a guest that is thrown away
 			return err
 		}
 		if err := os.Rename(file+".new", file); err != nil {
@@ -80,7 +81,7 @@ func run(kind, function, file string) error {
 }
 
 func bpf(command int, attr unsafe.Pointer, size uintptr) (int, error) {
-	fd, _, e := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
+	fd, _, e := syscall.Syscall(sysBPF, uintptr(command), uintptr(attr), size)
 	if e != 0 {
 		return -1, e
 	}
@@ -89,15 +90,15 @@ func bpf(command int, attr unsafe.Pointer, size uintptr) (int, error) {
 
 // makeCounter makes an array map with one number.
 func makeCounter() (int, error) {
-	attr := struct{ kind, key, value, entries, flags uint32 }{unix.BPF_MAP_TYPE_ARRAY, 4, 8, 1, 0}
-	fd, err := bpf(unix.BPF_MAP_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	attr := struct{ kind, key, value, entries, flags uint32 }{bpfMapTypeArray, 4, 8, 1, 0}
+	fd, err := bpf(bpfMapCreate, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	if err != nil {
 		return 0, fmt.Errorf("make a map: %w", err)
 	}
 	return fd, nil
 }
 
-func read(counter int) (uint64, error) {
+func readCounter(counter int) (uint64, error) {
 	var key uint32
 	var value uint64
 	attr := struct {
@@ -106,7 +107,7 @@ func read(counter int) (uint64, error) {
 		key, value uint64
 		flags      uint64
 	}{fd: uint32(counter), key: address(&key), value: address(&value)}
-	_, err := bpf(unix.BPF_MAP_LOOKUP_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	_, err := bpf(bpfMapLookup, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	runtime.KeepAlive(&key)
 	runtime.KeepAlive(&value)
 	return value, err
@@ -148,10 +149,10 @@ func loadProgram(counter int, attach, target uint32) (int, error) {
 		line             uint64
 		lineCount, id    uint32
 		targetFD, _      uint32
-	}{kind: unix.BPF_PROG_TYPE_TRACING, count: uint32(len(code) / 8), code: address(&code[0]), license: address(&license[0]),
+	}{kind: bpfProgTypeTracing, count: uint32(len(code) / 8), code: address(&code[0]), license: address(&license[0]),
 		level: 1, logSize: uint32(len(log)), log: address(&log[0]), attach: attach, id: target}
 	copy(attr.name[:], "klatch_lab")
-	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	runtime.KeepAlive(code)
 	runtime.KeepAlive(license)
 	runtime.KeepAlive(log)
