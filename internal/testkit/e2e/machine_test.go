@@ -236,6 +236,7 @@ type said struct {
 	Code   fault.Code       `json:"code"`
 	Text   string           `json:"text"`
 	Status loaderapi.Status `json:"status"`
+	Stacks int              `json:"stacks"`
 }
 
 // give hands two files to the loader as user klatch, past klatchd.

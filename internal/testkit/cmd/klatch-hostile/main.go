@@ -96,10 +96,16 @@ type answer struct {
 	Code   fault.Code       `json:"code"`
 	Text   string           `json:"text"`
 	Status loaderapi.Status `json:"status"`
+	Stacks int              `json:"stacks"` // blocking tasks of others whose stack is known
 }
 
-func tell(st loaderapi.Status, err error) error {
+func tell(st loaderapi.Status, err error, tasks ...loaderapi.Blocker) error {
 	a := answer{Kind: fault.KindOf(err), Code: fault.CodeOf(err), Status: st}
+	for _, t := range tasks {
+		if len(t.Stack) > 0 && !strings.Contains(t.Stat, "(klatch-loader)") {
+			a.Stacks++
+		}
+	}
 	if err != nil {
 		a.Text = err.Error()
 	}
@@ -119,10 +125,12 @@ func load(ctx context.Context, client *loaderclient.Client, manifest, module str
 	defer k.Close() //nolint:errcheck // opened for reading only
 	st, err := client.Load(ctx, m, k)
 	if err == nil && blockers {
-		_, err = client.Blockers(ctx)
+		var tasks []loaderapi.Blocker
+		tasks, err = client.Blockers(ctx)
 		if err == nil {
 			st, err = client.Status(ctx) // tells whether the transition still ran
 		}
+		return tell(st, err, tasks...)
 	}
 	return tell(st, err)
 }
