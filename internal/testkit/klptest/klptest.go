@@ -89,6 +89,11 @@ func Run(t *testing.T, f Fixture) {
 			t.Errorf("got %v, %v", b, err)
 		}
 	})
+	t.Run("who traces can be looked for", func(t *testing.T) {
+		if _, err := k.Tracers(); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("it goes out again", func(t *testing.T) {
 		for range 2 { // a repetition is no error
 			if err := k.Disable("klatch_2"); err != nil {

@@ -91,10 +91,10 @@ until [ -f "$4" ]; do
 done`
 
 const (
-	kprobeScript = `cd /sys/kernel/tracing && echo "p:klatch/story $1" > kprobe_events && echo 1 > events/klatch/story/enable`
+	kprobeScript = `cd /sys/kernel/tracing && echo "p:klatch/story $1" >> kprobe_events && echo 1 > events/klatch/story/enable`
 	traceEnd     = `if [ -f "$1.pid" ]; then kill -KILL $(cat "$1.pid"); rm -f "$1" "$1.pid"; fi
 cd /sys/kernel/tracing || exit 1
-if [ -d events/klatch/story ]; then echo 0 > events/klatch/story/enable && echo -:klatch/story > kprobe_events; fi`
+if [ -d events/klatch/story ]; then echo 0 > events/klatch/story/enable && echo -:klatch/story >> kprobe_events; fi`
 )
 
 func (p *Player) trace(ctx context.Context, c call) error {
