@@ -82,7 +82,7 @@ func newTrial(t *testing.T, spec lab.Spec) *trial {
 // try runs a shell script and gives what it printed and its exit status.
 func (t *trial) try(format string, args ...any) (string, int) {
 	t.Helper()
-	res, err := t.Machine.Run(t.T.Context(), lab.Command{Argv: []string{"sh", "-c", fmt.Sprintf(format, args...)}, Timeout: 2 * time.Minute})
+	res, err := t.Machine.Run(t.Context(), lab.Command{Argv: []string{"sh", "-c", fmt.Sprintf(format, args...)}, Timeout: 2 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func (t *trial) takeOut(name string) {
 func (t *trial) blocked(module string, replaced []livepatch.Function) stall.Blocked {
 	t.Helper()
 	for range 60 {
-		bs, err := lab.Blockers(t.T.Context(), t.Machine, module, replaced)
+		bs, err := lab.Blockers(t.Context(), t.Machine, module, replaced)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -307,7 +307,7 @@ func testTracers(m *trial) {
 func (t *trial) tracers(already []livepatch.Function) []tracer.Tracer {
 	t.Helper()
 	wanted := functions("cmdline_proc_show", "fifo_open")
-	found, err := lab.Tracers(t.T.Context(), t.Machine, wanted, already)
+	found, err := lab.Tracers(t.Context(), t.Machine, wanted, already)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func (w *world) start() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(w.T.Context())
+	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx, nil) }()
 	w.agent = a
@@ -85,7 +85,7 @@ func inWorld(t *testing.T, story func(w *world)) {
 
 func (w *world) state() wire.State {
 	w.Helper()
-	return w.agent.Status(w.T.Context()).State
+	return w.agent.Status(w.Context()).State
 }
 
 func (w *world) wantState(word string, reason fault.Code) {
@@ -170,7 +170,7 @@ func TestAStalledTransitionIsCanceledAndTriedAgain(t *testing.T) {
 			w.Errorf("state %+v", s)
 		}
 		w.wantState("stalled", "kernel_thread")
-		status := w.agent.Status(w.T.Context())
+		status := w.agent.Status(w.Context())
 		if len(status.Blocking) != 2 || status.Blocking[0].Class != stall.KernelThread || status.Blocking[1].Name != "cat" ||
 			status.Blocking[1].Class != stall.Unreliable || !strings.Contains(status.State.NextStep, "reboot into a corrected kernel") {
 			w.Errorf("status %+v, next step %s", status.Blocking, status.State.NextStep)
@@ -236,7 +236,7 @@ func TestARefusedLivepatchIsNotTriedAgain(t *testing.T) {
 		if w.machine.Loads() != 0 {
 			w.Error("tried again by itself")
 		}
-		if err := w.agent.Retry(w.T.Context()); err != nil {
+		if err := w.agent.Retry(w.Context()); err != nil {
 			w.Fatal(err)
 		}
 		w.within(20*time.Minute, "confirmed")

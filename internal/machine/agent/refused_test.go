@@ -171,14 +171,14 @@ func TestATracerHoldsALivepatchUntilItIsGone(t *testing.T) {
 		w.wantState("held", "tracer_in_the_way")
 		time.Sleep(3 * time.Hour) // it looks again and again, and tells once
 		w.wantState("held", "tracer_in_the_way")
-		s := w.agent.Status(w.T.Context())
+		s := w.agent.Status(w.Context())
 		if !s.Act || len(s.Tracers) != 1 || s.Tracers[0].Effect != tracer.Refused || w.machine.Loads() != 0 ||
 			!strings.Contains(s.State.Text, "kprobe on vmlinux:unix_ioctl: the kernel will refuse the livepatch") {
 			w.Errorf("status %+v, tracers %v, %d loads", s.State, s.Tracers, w.machine.Loads())
 		}
 		w.machine.Set(func(m *agenttest.Machine) { m.Traced = probe + strings.ReplaceAll(post, "I", " ") })
 		w.within(3*time.Hour, "soaking")
-		if s := w.agent.Status(w.T.Context()); len(s.Tracers) != 1 || s.Tracers[0].Effect != tracer.Both {
+		if s := w.agent.Status(w.Context()); len(s.Tracers) != 1 || s.Tracers[0].Effect != tracer.Both {
 			w.Errorf("tracers %v", s.Tracers)
 		}
 		w.within(20*time.Minute, "confirmed")

@@ -37,7 +37,28 @@ func TestVMStalled(t *testing.T) {
 	sleeper := g.sh("setsid " + program + " klatch-lab-wait >/tmp/wait 2>&1 & echo $!; i=0; until grep -q kernel_clone /proc/$!/task/*/stack; do [ $i -lt 300 ] || exit 1; i=$((i+1)); sleep 0.1; done")
 	g.sh("cd /sys/kernel/tracing && echo p:lab/probe unix_ioctl > kprobe_events && echo 1 > events/lab/probe/enable")
 
-	p.release(1, p.livepatch(1))
+	// Both capabilities are needed for the stacks of others, root's too.
+	g.run("systemctl", "stop", "klatchd.service")
+	const less = "/run/systemd/system/klatch-loader.service.d"
+	g.run("mkdir", "-p", less)
+	b := p.livepatch(1)
+	g.put("/tmp/manifest", b.Manifest)
+	g.put("/tmp/module", b.Module)
+	for set, stacks := range map[string]bool{"CAP_SYS_ADMIN": false, "CAP_SYS_PTRACE": false, "CAP_SYS_ADMIN CAP_SYS_PTRACE": true} {
+		g.put(less+"/less.conf", []byte("[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet=CAP_SYS_MODULE CAP_DAC_READ_SEARCH "+set+"\n"))
+		g.run("systemctl", "daemon-reload")
+		g.run("systemctl", "stop", "klatch-loader.service")
+		if got := g.hostile("klatch", "blockers", "/tmp/manifest", "/tmp/module"); got.Code != "" || got.Kind != "" || (got.Stacks > 0) != stacks {
+			t.Errorf("with %s: %+v, want stacks %t", set, got, stacks)
+		}
+		g.sh("cd /sys/kernel/livepatch/klatch_1 && echo 0 > enabled; i=0; while [ -d /sys/kernel/livepatch/klatch_1 ]; do [ $i -lt 300 ] || exit 1; i=$((i+1)); sleep 0.1; done; rmmod klatch_1")
+	}
+	g.run("rm", "-r", less)
+	g.run("systemctl", "daemon-reload")
+	g.run("systemctl", "stop", "klatch-loader.service")
+	g.run("systemctl", "start", "klatchd.service")
+
+	p.release(1, b)
 	s.sync(p.Dir)
 	got := g.until("stalled", func(s agent.Status) bool { return s.State.State == "stalled" })
 	i := slices.IndexFunc(got.Blocking, func(b agent.Blocking) bool { return b.Name == "guestmain" && b.State == "D" })
