@@ -99,6 +99,8 @@ func makeCounter() (int, error) {
 }
 
 func readCounter(counter int) (uint64, error) {
+	var memory runtime.Pinner
+	defer memory.Unpin()
 	var key uint32
 	var value uint64
 	attr := struct {
@@ -106,17 +108,22 @@ func readCounter(counter int) (uint64, error) {
 		_          uint32
 		key, value uint64
 		flags      uint64
-	}{fd: uint32(counter), key: address(&key), value: address(&value)} //nolint:gosec // a descriptor
+	}{fd: uint32(counter), key: address(&memory, &key), value: address(&memory, &value)} //nolint:gosec // a descriptor
 	_, err := bpf(bpfMapLookup, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&key)
-	runtime.KeepAlive(&value)
 	return value, err
 }
 
-func address[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
+// address is where the kernel finds a value, which stays there until it is
+// unpinned.
+func address[T any](memory *runtime.Pinner, p *T) uint64 {
+	memory.Pin(p)
+	return uint64(uintptr(unsafe.Pointer(p)))
+}
 
 // loadProgram loads: add one to the counter, return 0.
 func loadProgram(counter int, attach, target uint32) (int, error) {
+	var memory runtime.Pinner
+	defer memory.Unpin()
 	var text bytes.Buffer
 	for _, i := range []struct {
 		code, regs uint8 // dst in the low four bits
@@ -150,13 +157,10 @@ func loadProgram(counter int, attach, target uint32) (int, error) {
 		line             uint64
 		lineCount, id    uint32
 		targetFD, _      uint32
-	}{kind: bpfProgTypeTracing, count: instructions, code: address(&code[0]), license: address(&license[0]),
-		level: 1, logSize: logSize, log: address(&log[0]), attach: attach, id: target}
+	}{kind: bpfProgTypeTracing, count: instructions, code: address(&memory, &code[0]), license: address(&memory, &license[0]),
+		level: 1, logSize: logSize, log: address(&memory, &log[0]), attach: attach, id: target}
 	copy(attr.name[:], "klatch_lab")
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	runtime.KeepAlive(log)
 	if err != nil {
 		said, _, _ := bytes.Cut(log, []byte{0})
 		return 0, fmt.Errorf("load program: %w: %s", err, said)
