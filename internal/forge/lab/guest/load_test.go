@@ -23,7 +23,7 @@ func TestLoadDoesEachKindOfWork(t *testing.T) {
 func TestLoadNoticesWhatItCannotDo(t *testing.T) {
 	t.Setenv("PATH", t.TempDir()) // no shell
 	var out strings.Builder
-	if err := load(300*time.Millisecond, &out); err == nil || !strings.Contains(err.Error(), "processes") {
+	if err := load(1500*time.Millisecond, &out); err == nil || !strings.Contains(err.Error(), "processes") {
 		t.Errorf("error %v", err)
 	}
 }
