@@ -20,7 +20,7 @@ import (
 )
 
 var obstacleVerbs = []verb{
-	{"trace", "kprobe|fentry|fexit [FUNCTION]", "attaches a kprobe or a BPF program to a function of the kernel itself; without FUNCTION to the first that the livepatch replaces and that can be traced so", false,
+	{"trace", "kprobe|fentry|fexit [FUNCTION]", "attaches a kprobe or a BPF program to a function of the kernel itself; without FUNCTION to the first that the livepatch replaces and that can be traced so, and if there is none this is noted", false,
 		traceArgs, (*Player).trace},
 	{"trace-end", "", "takes it away again", false, nil, (*Player).traceEnd},
 	{"expect-tracer", "KIND EFFECT", "on the function of `trace` is found, as a machine finds it before it loads, exactly this: kprobe, bpf or ftrace; refused, silent, sleepers or both_work", false, tracerArgs, (*Player).expectTracer},
@@ -98,6 +98,7 @@ if [ -d events/klatch/story ]; then echo 0 > events/klatch/story/enable && echo 
 )
 
 func (p *Player) trace(ctx context.Context, c call) error {
+	p.untraced = false
 	if p.traced != "" {
 		return lab.Brokenf(fmt.Errorf("%s is traced already", p.traced), "trace")
 	}
@@ -115,22 +116,33 @@ func (p *Player) trace(ctx context.Context, c call) error {
 		if err != nil {
 			return err
 		}
-		if res.Exit == 0 && !res.TimedOut {
+		switch {
+		case res.TimedOut:
+			return lab.Brokenf(errors.New("it did not end in time"), "attach %s to %s", c.args[0], name)
+		case res.Exit == 0:
 			p.traced, p.note = name, c.args[0]+" on "+name
 			return nil
 		}
 		why = append(why, shorten(string(res.Stderr)))
 	}
+	if len(c.args) == 1 { // the compiler leaves type information of some functions out
+		p.untraced, p.note = true, "nothing is attached: "+shorten(strings.Join(why, "; "))
+		return nil
+	}
 	return lab.Brokenf(errors.New(strings.Join(why, "; ")), "attach %s to one of %q", c.args[0], names)
 }
 
 func (p *Player) traceEnd(ctx context.Context, _ call) error {
-	p.traced = ""
+	p.traced, p.untraced = "", false
 	_, err := p.output(ctx, "sh", "-c", traceEnd, "trace-end", traceFile)
 	return err
 }
 
 func (p *Player) expectTracer(ctx context.Context, c call) error {
+	if p.untraced {
+		p.note = "nothing is attached"
+		return nil
+	}
 	if p.traced == "" {
 		return lab.Brokenf(errors.New("nothing is traced"), "look for a tracer")
 	}

@@ -94,6 +94,7 @@ type Player struct {
 	busy      chan error
 	leak      leakProbe
 	traced    string // the function of "trace"
+	untraced  bool   // there was none that can be traced
 	flawSeen  bool
 	fixedSeen bool
 }

@@ -122,6 +122,7 @@ type Rig struct {
 	Dead       error         // nothing boots
 	Cut        string        // the line is cut at a command that contains this
 	boots      int64         //nolint:modernize // atomic.Int64 must not be copied, and tables of rigs are
+	Untraced   bool          // no function can be traced
 	OnBoot     func(s lab.Spec)
 }
 
@@ -241,6 +242,20 @@ func (m *machine) run(c lab.Command, line string) (lab.Result, error) {
 		return say(1, "")
 	case c.Argv[0] == "lacks":
 		return say(75, "no such device")
+	case strings.HasPrefix(line, "sh -c cd /sys/kernel/tracing && echo"), strings.HasPrefix(line, `sh -c rm -f "$4"`):
+		if m.Untraced {
+			return lab.Result{Exit: 1, Stderr: []byte("no such function")}, nil
+		}
+		return say(0, "")
+	case strings.HasPrefix(line, `sh -c if [ -f "$1.pid" ]`):
+		return say(0, "")
+	case strings.HasPrefix(line, "cat /sys/kernel/debug/kprobes/list"):
+		return say(0, "-  k  only+0x0    [FTRACE]\nonly (1) R    \ttramp: - (kprobe_ftrace_handler+0x0/0x1b0)\n")
+	case strings.HasPrefix(line, "sh -c cd /sys/kernel/livepatch/$1"):
+		if m.Stuck {
+			return say(0, "task 7 7\n7 (cat) S 1 7 7 0 -1 4194304 0\n[<0>] only+0x1/0x2\n")
+		}
+		return say(0, "")
 	case strings.HasPrefix(line, "sh -c out=$1"):
 		return say(0, "77\n")
 	case strings.HasPrefix(line, "sh -c kill -TERM"):
