@@ -43,9 +43,7 @@ func (c *change) part() []int {
 		for _, at := range h.in {
 			marks = append(marks, fmt.Sprint("in ", at.First))
 		}
-		for _, n := range slices.Concat(h.fresh, h.gone) {
-			marks = append(marks, n)
-		}
+		marks = append(append(marks, h.fresh...), h.gone...)
 		for _, m := range marks {
 			if j, seen := first[m]; seen {
 				p[top(i)] = top(j)
