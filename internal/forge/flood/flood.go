@@ -279,8 +279,8 @@ func (r *runner) plan(ctx context.Context, set nodes) (compose.Plan, error) {
 	return compose.New(r.Kernel, patches, r.Tools, 1)
 }
 
-// patches makes the source patches for the queue: lots that share hunks or
-// files become one, in a stable order.
+// patches makes the source patches for the queue: lots that share files or
+// CVEs become one, in a stable order.
 func (r *runner) patches(ctx context.Context, passed []*lot) ([]queue.Patch, error) {
 	var groups []*lot
 	for _, l := range passed {
@@ -290,7 +290,7 @@ func (r *runner) patches(ctx context.Context, passed []*lot) ([]queue.Patch, err
 		}
 		var rest []*lot
 		for _, o := range groups {
-			if !share(g.nodes.files(), o.nodes.files()) {
+			if !share(g.nodes.files(), o.nodes.files()) && !slices.ContainsFunc(o.cves, func(id cve.ID) bool { return slices.Contains(g.cves, id) }) {
 				rest = append(rest, o)
 				continue
 			}

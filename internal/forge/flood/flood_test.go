@@ -234,6 +234,28 @@ func TestWhatIsRefusedIsTriedInParts(t *testing.T) {
 	}
 }
 
+// TestPartsOfOneCVEAreOneSourcePatch: also where they share no file.
+func TestPartsOfOneCVEAreOneSourcePatch(t *testing.T) {
+	text := "int NAME_good(int x)\n{\n\treturn x;\n}\n\nint between;\n\nint NAME_bad(int x)\n{\n\treturn x;\n}\n"
+	was, is := map[string]string{}, map[string]string{}
+	for _, n := range []string{"p", "q"} {
+		was[n+".c"] = strings.ReplaceAll(text, "NAME", n)
+		is[n+".c"] = strings.Replace(strings.Replace(was[n+".c"], "return x;", "return x + 2;", 1), "return x;", "return x + 1; /* BAD */", 1)
+	}
+	d, err := Compare(t.Context(), Trees{Old: write(t, was), New: write(t, is)}, []string{"p.c", "q.c"}, includers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []Candidate{{ID: "CVE-2026-0001", Files: []string{"p.c", "q.c"}, Wanted: true, Words: "p_good() and q_good() were wrong"}}
+	out, err := Run(t.Context(), &fake{}, d, all, Options{Parts: true, State: StateIn(t.TempDir())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out.Patches) != 1 || !slices.Equal(out.Patches[0].Files, []string{"p.c", "q.c"}) || out.Ledger.ByWords != 1 {
+		t.Errorf("source patches %+v, ledger %+v", out.Patches, out.Ledger.Counts)
+	}
+}
+
 func TestAClosureHoldsWhatItNeedsAndNoMore(t *testing.T) {
 	d := delta(t)
 	has := func(set nodes, file, text string) bool {
