@@ -116,7 +116,7 @@ func cleanBoot(t *testing.T, rig lab.Rig, spec lab.Spec, script string, twice bo
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close() //nolint:errcheck // what matters is on the console
+	defer m.Close()
 	var failed []string
 	tell := func() {
 		res, err := m.Run(ctx, lab.Command{Argv: []string{"sh", "-ec", bootFunctions + script}, Timeout: 3 * time.Minute})

@@ -33,7 +33,7 @@ func prepareSelftests(t *testing.T, k kerneltest.Kernel) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err = os.MkdirTemp("/var/tmp", "klatch-selftests-") //nolint:usetesting // the build user must reach it
+	dir, err = os.MkdirTemp("/var/tmp", "klatch-selftests-") // the build user must reach it
 	if err != nil {
 		t.Fatal(err)
 	}

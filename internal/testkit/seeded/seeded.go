@@ -299,7 +299,7 @@ func changesNothing(t testing.TB, k kerneltest.Kernel, good bool) build.Result {
 	if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(file)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil { //nolint:forbidigo // thrown away after the test
 		t.Fatal(err)
 	}
 	diff, err := queue.Change(t.Context(), k.Tree.Source(), dir, []string{file}, nil)
