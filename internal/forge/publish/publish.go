@@ -51,7 +51,8 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 		}
 		e, err := evidenceTarget(b, t.Path)
 		if fault.CodeOf(err) == "no_evidence" && tufrepo.Has(d.Repository(), t) {
-			continue // published before there was evidence; it stays
+			p.Targets = append(p.Targets, t) // published before there was evidence; it stays, and is logged
+			continue
 		}
 		if err != nil {
 			return tufrepo.Result{}, err

@@ -45,7 +45,9 @@ func TestWhatIsStagedWaitsInAHalt(t *testing.T) {
 	inWorld(t, func(w *world) {
 		l := w.keepLog()
 		fork := l.Fork()
-		w.machine.Set(func(m *agenttest.Machine) { m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused") })
+		w.machine.Set(func(m *agenttest.Machine) {
+			m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
+		})
 		w.logged(l, 1)
 		w.start()
 		w.within(2*time.Minute, "staged")
