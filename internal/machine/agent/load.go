@@ -35,7 +35,7 @@ func (a *Agent) staged(ctx context.Context) (time.Duration, error) {
 	if wait := w.After.Sub(now); wait > 0 {
 		return min(wait, a.untilCheck(now)), nil
 	}
-	if a.mustHold() {
+	if a.inHalt() {
 		return a.untilCheck(now), nil // a person must look first
 	}
 	if err := kernel.Fits(w.Kernel, a.running()); err != nil {

@@ -104,9 +104,9 @@ func (a *Agent) halted(policy *translog.Policy) (*Halt, error) {
 	return nil, nil
 }
 
-// mustHold says that nothing may be loaded now, not even what was staged
+// inHalt says that nothing may be loaded now, not even what was staged
 // before: there is a halt, or nobody can know.
-func (a *Agent) mustHold() bool {
+func (a *Agent) inHalt() bool {
 	_, policy, err := a.trusted()
 	if err != nil {
 		return false // the loader has its own anchor
