@@ -247,17 +247,20 @@ func TestCollectTakesOverNothingElse(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		lie  func(good string) (int, string)
-		ok   bool
+		code fault.Code // empty: it is taken
+		text string
 	}{
-		{"the truth", func(good string) (int, string) { return 200, good }, true},
-		{"the truth and a stranger's line", func(good string) (int, string) { return 200, good + "— x.example AAAAAAAA\n" }, true},
-		{"text before it", func(good string) (int, string) { return 200, "hello\n\n" + good }, false},
-		{"nothing", func(string) (int, string) { return 200, "" }, false},
-		{"a page", func(string) (int, string) { return 200, strings.Repeat("<html>", 10000) }, false},
-		{"an impossible size", func(string) (int, string) { return 409, "-1\n" }, false},
-		{"the same size for ever", func(string) (int, string) { return 409, "0\n" }, false},
-		{"more than there is", func(string) (int, string) { return 409, "1000000\n" }, false},
-		{"busy", func(string) (int, string) { return 503, "" }, false},
+		{"the truth", func(good string) (int, string) { return 200, good }, "", ""},
+		{"the truth and a stranger's line", func(good string) (int, string) { return 200, good + "— x.example AAAAAAAA\n" }, "", ""},
+		{"text before it", func(good string) (int, string) { return 200, "hello\n\n" + good }, "log_quorum", "its cosignature"},
+		{"nothing", func(string) (int, string) { return 200, "" }, "log_quorum", "its cosignature"},
+		{"a page", func(string) (int, string) { return 200, strings.Repeat("<html>", 10000) }, "log_quorum", "its cosignature"},
+		{"an impossible size", func(string) (int, string) { return 409, "-1\n" }, "log_quorum", "status 409"},
+		{"the same size for ever", func(string) (int, string) { return 409, "0\n" }, "log_inconsistent", "another history"},
+		{"more than there is", func(string) (int, string) { return 409, "1000000\n" }, "log_rollback", "1000000"},
+		{"a size in words", func(string) (int, string) { return 409, "many\n" }, "log_quorum", "status 409"},
+		{"it knows nothing of this log", func(string) (int, string) { return 404, "" }, "log_quorum", "does not serve this log"},
+		{"busy", func(string) (int, string) { return 503, "" }, "log_quorum", "status 503"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
@@ -271,12 +274,46 @@ func TestCollectTakesOverNothingElse(t *testing.T) {
 				t.Fatal(err)
 			}
 			signed, err := Collect(t.Context(), http.DefaultClient, p, l.Whole())
-			if (err == nil) != tt.ok || err == nil && strings.Contains(string(signed), "x.example") {
-				t.Errorf("%s: %q, %v", tt.name, signed, err)
+			if fault.CodeOf(err) != tt.code || err == nil && strings.Contains(string(signed), "x.example") {
+				t.Errorf("%q, %v; want code %q", signed, err, tt.code)
 			}
-			if err != nil && fault.CodeOf(err) == "" {
-				t.Errorf("%v has no code", err)
+			if err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("%v, want %q in it", err, tt.text)
 			}
 		})
+	}
+}
+
+// TestAWitnessThatIsAwayIsNamed: by address, by connection, by the answer.
+func TestAWitnessThatIsAwayIsNamed(t *testing.T) {
+	w, l := watched(t, 2)
+	cut := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Length", "100")
+		_, _ = rw.Write([]byte("half"))
+	}))
+	defer cut.Close()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	for _, url := range []string{cut.URL, gone.URL, ""} {
+		p, err := translog.ParsePolicy(fmt.Sprintf("log %s\nwitness far-away %s %s\nquorum far-away\n", l.Key, w.Key(), url))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Collect(t.Context(), http.DefaultClient, p, l.Whole())
+		if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "far-away") || strings.Contains(err.Error(), "cosignature:") {
+			t.Errorf("address %q: %v", url, err)
+		}
+	}
+}
+
+// TestAnEmptyLogHasOneRoot: anything else is no checkpoint of nothing.
+func TestAnEmptyLogHasOneRoot(t *testing.T) {
+	w, l := watched(t, 0)
+	wrong := translog.Submission{Checkpoint: l.Sign(l.Origin + "\n0\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")}
+	if a, err := w.Add(wrong.Encode(), now); err == nil || a.Status != http.StatusUnprocessableEntity {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if a, err := w.Add(submission(t, l, 0).Encode(), now); err != nil || a.Status != http.StatusOK {
+		t.Errorf("%+v, %v", a, err)
 	}
 }
