@@ -34,9 +34,11 @@ import (
 	"klatch/internal/tufrepo"
 )
 
-// KeyFile holds the log key, a note signer key. PolicyFile is reviewed text:
-// the log, its witnesses and their quorum (C2SP tlog-policy).
-func KeyFile(d datadir.Dir) string    { return filepath.Join(d.Keys(), "log.key") }
+// KeyFile holds the log key, a note signer key.
+func KeyFile(d datadir.Dir) string { return filepath.Join(d.Keys(), "log.key") }
+
+// PolicyFile is reviewed text: the log, its witnesses and their quorum (C2SP
+// tlog-policy).
 func PolicyFile(d datadir.Dir) string { return filepath.Join(d.Path, "log.policy") }
 
 // Origin names a publisher's log.
