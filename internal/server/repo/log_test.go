@@ -121,6 +121,28 @@ func TestTheLogTravelsWithTheRepository(t *testing.T) {
 	}
 }
 
+// TestALogIsCopiedOnceTheAnchorAsksForIt: nothing else is new.
+func TestALogIsCopiedOnceTheAnchorAsksForIt(t *testing.T) {
+	p := newLogging(t)
+	policy := p.Anchor.LogPolicy
+	p.Anchor.LogPolicy = ""
+	p.release(start, 1)
+	m := newMirror(t, p.Publisher)
+	if _, err := m.sync(start); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.served(p.log); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an anchor without a log: %v", err)
+	}
+	p.Anchor.LogPolicy = policy
+	if r, err := m.sync(start.Add(time.Minute)); err != nil || r.Changed {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := m.served(p.log); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAttack/T: a source with all keys shows the server another log. The fleet
 // keeps seeing the old state, livepatches and log alike.
 func TestAttack(t *testing.T) {

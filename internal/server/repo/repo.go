@@ -154,7 +154,7 @@ func (r *Repo) sync(ctx context.Context, baseURL string, client *http.Client, no
 	current := r.Catalog()
 	if current.Version == snapshot.Timestamp && len(current.Problems) == 0 {
 		res.Livepatches, res.Kept = len(current.Entries), len(snapshot.Targets())
-		return res, nil
+		return res, r.syncLogs(ctx, snapshot) // the anchor may ask for one since
 	}
 
 	next := &Catalog{Publisher: r.anchor.Publisher, Version: snapshot.Timestamp, Expires: snapshot.Expires}
