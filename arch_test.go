@@ -49,6 +49,7 @@ var layers = []layer{
 	{"internal/durable", nouns, unixOnly, rootBan},
 	{"internal/trust", withDurable, []string{"golang.org/x/mod/sumdb/note", "golang.org/x/crypto/cryptobyte"}, rootBan},
 	{"internal/pki", withDurable, []string{"golang.org/x/crypto"}, noExec},
+	{"internal/translog", []string{"internal/fault"}, []string{"golang.org/x/mod/sumdb"}, rootBan},
 	{"internal/tufrepo", withDurable, anyLib, noExec},
 	{"internal/tufclient", withDurable, anyLib, noExec},
 	{"internal/conf", withDurable, anyLib, noExec},
@@ -83,7 +84,7 @@ var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
 		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/pki", "internal/conf",
-		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient"}
+		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)
 	withDurable        = slices.Concat(nouns, []string{"internal/durable"})
 	rootMay            = []string{"internal/machine/klp", "internal/machine/loaderapi", "internal/trust",

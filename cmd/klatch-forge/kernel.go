@@ -15,6 +15,7 @@ import (
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/kerneltree"
+	"klatch/internal/forge/publog"
 	"klatch/internal/forge/sign"
 	"klatch/internal/kernel"
 	"klatch/internal/trust"
@@ -49,12 +50,18 @@ lab a reviewer is missing: that person makes a key with "evidence key".`,
 			if err == nil {
 				err = sign.MakeKeys(cmd.Context(), d, time.Now())
 			}
+			if err == nil && d.Policy.Profile == trust.Lab {
+				_, err = publog.Init(d, publog.Witnesses{})
+			}
 			if err != nil {
 				return cli.Cannot(err, "make the data folder %s", args[0])
 			}
 			out(cmd, "data folder  %s (publisher %s, profile %s)\n", args[0], publisher, profile)
 			out(cmd, "anchor       %s: install it on machines and servers\n", d.Anchor())
 			out(cmd, "module key   %s: enroll it where Secure Boot is on\n", sign.ModuleCertFile(d))
+			if d.Policy.Profile != trust.Lab {
+				out(cmd, "log          none yet; with your witnesses: klatch-forge --dir %s log init --witness \"VKEY URL\"\n", args[0])
+			}
 			out(cmd, "next         klatch-forge --dir %s kernel add --release $(uname -r)\n", args[0])
 			return nil
 		},

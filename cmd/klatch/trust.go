@@ -18,6 +18,7 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/translog"
 	"klatch/internal/trust"
 )
 
@@ -86,6 +87,9 @@ func (p *places) install(w io.Writer, file string) error {
 	if err != nil {
 		return err
 	}
+	if _, err := translog.Require(a.LogPolicy, string(a.Profile)); err != nil {
+		return err
+	}
 	if err := p.write(p.anchor(), b); err != nil {
 		return err
 	}
@@ -149,5 +153,20 @@ func printAnchor(w io.Writer, a *trust.Anchor) error {
 		row(map[bool]string{true: "Module keys:"}[i == 0], "%s  SHA256:%x", clean(k.Name), sha256.Sum256(k.Modulus))
 	}
 	row("First root:", "SHA256:%x", sha256.Sum256(a.Root))
+	policy, err := translog.Require(a.LogPolicy, string(a.Profile))
+	if err != nil {
+		return err
+	}
+	if policy == nil {
+		row("Log:", "none; livepatches need not be logged")
+		return t.Flush()
+	}
+	row("Log:", "%d of %d witnesses must cosign, at the least", policy.Least(), len(policy.Witnesses))
+	for _, l := range policy.Logs {
+		row("", "%s  SHA256:%x", clean(l.Name()), sha256.Sum256([]byte(l.String())))
+	}
+	for _, w := range policy.Witnesses {
+		row("", "witness %s  SHA256:%x", clean(w.Key.Name()), sha256.Sum256([]byte(w.Key.String())))
+	}
 	return t.Flush()
 }

@@ -7,6 +7,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,48 +19,56 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"klatch/internal/fault"
+	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/local"
 	"klatch/internal/testkit"
+	"klatch/internal/testkit/logsim"
 	"klatch/internal/testkit/pubsim"
 	"klatch/internal/testkit/tufsim"
+	"klatch/internal/translog"
+	"klatch/internal/tufrepo"
 	"klatch/internal/wire"
 )
 
 var ready = regexp.MustCompile(`^ready fleet=(https://\S+) admin=(http://\S+)\n$`)
 
-// TestAgainstTheRealServer enrolls a real klatchd at a real klatch-server,
-// takes a livepatch through it, and finds the machine in the fleet's list.
-func TestAgainstTheRealServer(t *testing.T) {
-	testkit.Need(t, "root") // enrolling is for root
-	pub := pubsim.New(t, "acme", time.Now())
-	m := agenttest.NewMachine(t)
-	pub.Release(time.Now(), m.Kernel, 1, "CVE-2026-0001")
+// real is a klatch-server process with a publisher's repository in it.
+type real struct {
+	t            *testing.T
+	dir, data    string
+	fleet, admin string // addresses
+}
 
-	dir := t.TempDir()
-	run := func(name string, args ...string) string {
-		t.Helper()
-		out, err := exec.CommandContext(t.Context(), filepath.Join(dir, name), args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-		}
-		return string(out)
+func (s *real) run(name string, args ...string) string {
+	s.t.Helper()
+	out, err := exec.CommandContext(s.t.Context(), filepath.Join(s.dir, name), args...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
+	return string(out)
+}
+
+func (s *real) sync(from string) { s.run("klatch-server", "sync", "--data", s.data, "--from", from) }
+
+func (s *real) tokenFile() string { return filepath.Join(s.dir, "admin-token") }
+
+// startReal makes a server, copies the repository and serves it.
+func startReal(t *testing.T, anchor []byte, from string) *real {
+	t.Helper()
+	dir := t.TempDir()
+	s := &real{t: t, dir: dir, data: filepath.Join(dir, "data")}
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "klatch/cmd/klatch-server", "klatch/cmd/klatch-fleet").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	anchor, err := pub.Anchor.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	anchorFile, tokenFile, data := filepath.Join(dir, "anchor.json"), filepath.Join(dir, "admin-token"), filepath.Join(dir, "data")
+	anchorFile := filepath.Join(dir, "anchor.json")
 	if err := os.WriteFile(anchorFile, anchor, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run("klatch-server", "init", "--data", data, "--name", "127.0.0.1", "--anchor", anchorFile, "--allow-lab", "--admin-token-file", tokenFile)
-	run("klatch-server", "sync", "--data", data, "--from", pub.Serve())
-	server := exec.CommandContext(t.Context(), filepath.Join(dir, "klatch-server"), "serve", "--data", data, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+	s.run("klatch-server", "init", "--data", s.data, "--name", "127.0.0.1", "--anchor", anchorFile, "--allow-lab", "--admin-token-file", s.tokenFile())
+	s.sync(from)
+	server := exec.CommandContext(t.Context(), filepath.Join(dir, "klatch-server"), "serve", "--data", s.data, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
 	out, err := server.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -73,9 +82,16 @@ func TestAgainstTheRealServer(t *testing.T) {
 	if err != nil || at == nil {
 		t.Fatalf("ready line %q, %v", line, err)
 	}
-	created := run("klatch-fleet", "token", "create", "--server", at[2], "--token-file", tokenFile)
-	token := regexp.MustCompile(`klatch1\.\S+`).FindString(created)
+	s.fleet, s.admin = at[1], at[2]
+	return s
+}
 
+// enrolled starts a real klatchd on a machine and enrolls it there.
+func (s *real) enrolled(m *agenttest.Machine, pub *pubsim.Publisher, anchor []byte) *rig {
+	t := s.t
+	t.Helper()
+	created := s.run("klatch-fleet", "token", "create", "--server", s.admin, "--token-file", s.tokenFile())
+	token := regexp.MustCompile(`klatch1\.\S+`).FindString(created)
 	r := &rig{t: t, machine: m, fleet: agenttest.NewFleet(t, "unused"), state: filepath.Join(t.TempDir(), "state")}
 	m.Transition = 100 * time.Millisecond
 	m.Anchor = pub.Anchor
@@ -87,17 +103,65 @@ func TestAgainstTheRealServer(t *testing.T) {
 	t.Cleanup(r.kill)
 	r.start()
 	r.until("not enrolled", func(s agent.Status) bool { return s.State.State == "not_enrolled" })
-	if _, err := local.Dial(r.socket).Enroll(t.Context(), local.EnrollRequest{Server: at[1], Token: wire.Token(token)}); err != nil {
+	if _, err := local.Dial(r.socket).Enroll(t.Context(), local.EnrollRequest{Server: s.fleet, Token: wire.Token(token)}); err != nil {
 		t.Fatal(err)
 	}
-	s := r.until("confirmed", confirmed)
+	return r
+}
+
+// TestAgainstTheRealServer enrolls a real klatchd at a real klatch-server,
+// takes a livepatch through it, and finds the machine in the fleet's list.
+func TestAgainstTheRealServer(t *testing.T) {
+	testkit.Need(t, "root") // enrolling is for root
+	pub := pubsim.New(t, "acme", time.Now())
+	m := agenttest.NewMachine(t)
+	pub.Release(time.Now(), m.Kernel, 1, "CVE-2026-0001")
+	anchor, err := pub.Anchor.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := startReal(t, anchor, pub.Serve())
+	s := server.enrolled(m, pub, anchor).until("confirmed", confirmed)
 	if s.State.Sequence != 1 {
 		t.Errorf("state %+v", s.State)
 	}
-	list := run("klatch-fleet", "machines", "--server", at[2], "--token-file", tokenFile, "--json")
+	list := server.run("klatch-fleet", "machines", "--server", server.admin, "--token-file", server.tokenFile(), "--json")
 	if !strings.Contains(list, s.Identity.MachineID) || !strings.Contains(list, "confirmed") || !strings.Contains(list, "CVE-2026-0001") {
 		t.Errorf("the fleet says\n%s", list)
 	}
+}
+
+// TestALoggedLivepatchThroughTheRealServer: the proofs and, once the log has
+// grown, its tiles reach a real klatchd through a real klatch-server.
+func TestALoggedLivepatchThroughTheRealServer(t *testing.T) {
+	testkit.Need(t, "root")
+	pub, log := pubsim.New(t, "acme", time.Now()), logsim.New(t, "acme/log", 2)
+	pub.Anchor.LogPolicy = log.Policy(1)
+	anchor, err := pub.Anchor.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := agenttest.NewMachine(t)
+	release := func(s livepatch.Sequence) {
+		man, b := pub.Bundle(m.Kernel, s, "CVE-2026-0001")
+		i := log.Add(man.TargetPath(), b.Encode())
+		for name, content := range log.Files() {
+			pub.Write(name, content)
+		}
+		pub.Publish(time.Now(), tufrepo.Target{Path: man.TargetPath(), Content: b.Encode()},
+			tufrepo.Target{Path: translog.ProofPath(man.TargetPath()), Content: log.Proof(i, 1).Encode()})
+	}
+	release(1)
+	from := pub.Serve()
+	server := startReal(t, anchor, from)
+	r := server.enrolled(m, pub, anchor)
+	r.until("confirmed", confirmed)
+	for i := range 300 {
+		log.Add(fmt.Sprintf("other/%d", i), nil)
+	}
+	release(2)
+	server.sync(from)
+	r.until("confirmed at 2", func(s agent.Status) bool { return confirmed(s) && s.State.Sequence == 2 })
 }
 
 // TestMetadataThatARealDaemonRefuses shows a klatchd that runs livepatch 1

@@ -29,6 +29,10 @@ type Bundle struct {
 
 const bundleMagic = "KLATCHB1"
 
+// BundleSuffix ends the name of every bundle, and of nothing else in a
+// repository.
+const BundleSuffix = ".lpb"
+
 // MaxBundle limits a bundle file, in bytes.
 const MaxBundle = MaxManifest + MaxModule + 64
 

@@ -211,5 +211,5 @@ func (m Manifest) CVEs() []cve.ID {
 // TargetPath is the livepatch's name in the TUF repository. A machine takes
 // no target whose path does not follow from its manifest.
 func (m Manifest) TargetPath() string {
-	return fmt.Sprintf("%s/%s/%s/%s.lpb", m.Kernel.Distro, m.Kernel.Arch, m.Kernel.Release, m.Module.Name)
+	return fmt.Sprintf("%s/%s/%s/%s"+BundleSuffix, m.Kernel.Distro, m.Kernel.Arch, m.Kernel.Release, m.Module.Name)
 }

@@ -53,7 +53,8 @@ type Anchor struct {
 	Profile    Profile     `json:"profile"`
 	Manifest   KeySet      `json:"manifest"`
 	ModuleKeys []ModuleKey `json:"module_keys"`
-	Root       []byte      `json:"root"` // first root of the TUF repository; its own threshold is inside
+	Root       []byte      `json:"root"`                 // first root of the TUF repository; its own threshold is inside
+	LogPolicy  string      `json:"log_policy,omitempty"` // C2SP tlog-policy, for klatchd (package translog); root does not read it
 }
 
 // KeySet is a threshold over note verifier keys

@@ -95,8 +95,8 @@ func TestPublishIsSeenByAClient(t *testing.T) {
 	if _, err := Init(t.Context(), dir, keys, start); fault.CodeOf(err) != "repository_exists" {
 		t.Errorf("second init: %v", err)
 	}
-	one := Target{"debian-12/amd64/6.1.0-50/klatch_1.lpb", []byte("one"), json.RawMessage(`{"sequence": 1}`), false}
-	two := Target{"debian-12/amd64/6.1.0-50/klatch_2.lpb", []byte("two"), nil, false}
+	one := Target{Path: "debian-12/amd64/6.1.0-50/klatch_1.lpb", Content: []byte("one"), Custom: json.RawMessage(`{"sequence": 1}`)}
+	two := Target{Path: "debian-12/amd64/6.1.0-50/klatch_2.lpb", Content: []byte("two")}
 	r, err := Publish(t.Context(), dir, Publication{Targets: []Target{one}}, keys, start)
 	if err != nil || !r.Changed {
 		t.Fatal(r, err)

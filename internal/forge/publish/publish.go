@@ -2,14 +2,16 @@
 
 // Package publish puts signed livepatches into the publisher's TUF repository:
 // a folder of static files that servers, mirrors and any web server can hand
-// out. Livepatches go in first, the metadata that names them last, so a run
-// that dies leaves a repository that clients accept, and the next run
-// completes it.
+// out. What is published is in the transparency log before, if the publisher
+// keeps one (package publog). Livepatches go in first, the metadata that names
+// them last, so a run that dies leaves a repository that clients accept, and
+// the next run completes it.
 package publish
 
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"path"
 	"path/filepath"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/evidence"
+	"klatch/internal/forge/publog"
 	"klatch/internal/forge/sign"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
@@ -48,7 +51,8 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 		}
 		e, err := evidenceTarget(b, t.Path)
 		if fault.CodeOf(err) == "no_evidence" && tufrepo.Has(d.Repository(), t) {
-			continue // published before there was evidence; it stays
+			p.Targets = append(p.Targets, t) // published before there was evidence; it stays, and is logged
+			continue
 		}
 		if err != nil {
 			return tufrepo.Result{}, err
@@ -71,6 +75,9 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 	}
 	keys, err := sign.RepositoryKeys(d, false)
 	if err != nil {
+		return tufrepo.Result{}, err
+	}
+	if p, err = logged(ctx, d, p); err != nil {
 		return tufrepo.Result{}, err
 	}
 	return tufrepo.Publish(ctx, d.Repository(), p, keys, now)
@@ -102,6 +109,17 @@ func evidenceTarget(b build.Result, bundle string) (tufrepo.Target, error) {
 	content, err := f.Encode()
 	name, _ := evidence.TargetPath(bundle)
 	return tufrepo.Target{Path: name, Content: content}, err
+}
+
+// logged puts every file of a publication into the transparency log and adds
+// the proofs of the bundles. Nothing is published that is not logged; a
+// publisher whose anchor has no log policy keeps no log.
+func logged(ctx context.Context, d datadir.Dir, p tufrepo.Publication) (tufrepo.Publication, error) {
+	l, err := publog.Open(d)
+	if l == nil || err != nil {
+		return p, err
+	}
+	return l.Add(ctx, p, livepatch.BundleSuffix, &http.Client{})
 }
 
 func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {

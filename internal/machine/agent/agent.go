@@ -62,6 +62,10 @@ type Snapshot interface {
 	// Fetch gets the bytes of a signed target. NotFound means that the target
 	// is not in the signed list, Untrusted that the bytes are not those signed.
 	Fetch(ctx context.Context, target string, limit int64) ([]byte, error)
+	// Static gets a file that the metadata does not name, as those of the
+	// transparency log; nothing about it is verified. NotFound means that the
+	// server does not have it.
+	Static(ctx context.Context, name string, limit int64) ([]byte, error)
 }
 
 // Loader is the root program; loaderapi.Client is one.

@@ -188,6 +188,7 @@ func stateTable() []stateCase {
 		{"the kernel is unknown", func(in *inputs) {
 			in.o.FactsErr = fault.New(fault.Internal, "build_unknown", "identify the running kernel: no notes")
 		}, "kernel_unknown", "build_unknown", "no notes", true},
+		{"the log has two histories", func(in *inputs) { in.o.Halt = &Halt{Text: "log acme/log has two histories"} }, "halted", "log_inconsistent", "two histories", true},
 		{"no anchor", func(in *inputs) { in.o.AnchorErr = fault.New(fault.NotFound, "no_anchor", "no trust anchor") }, "no_anchor", "no_anchor", "", true},
 		{"lab keys that nobody allowed", func(in *inputs) {
 			in.o.AnchorErr = fault.New(fault.Untrusted, "lab_keys", "lab keys").WithHint("klatch trust allow-lab")

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/translog"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
@@ -114,7 +115,7 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 	if o.FactsErr != nil {
 		return none, o.FactsErr
 	}
-	anchor, err := a.cfg.Anchor()
+	anchor, policy, err := a.trusted()
 	if err != nil {
 		return none, err
 	}
@@ -131,7 +132,12 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 	}
 	// A bad notice keeps nobody from a good livepatch, and is told all the same.
 	noticeErr := a.takeNotice(ctx, snapshot, o.Facts.Kernel)
-	c, err := a.follow(ctx, o, anchor, snapshot, answer)
+	if h, err := a.halted(policy); err != nil {
+		return none, err
+	} else if h != nil {
+		return none, a.haltError(h)
+	}
+	c, err := a.follow(ctx, o, anchor, policy, snapshot, answer)
 	if err == nil && noticeErr != nil {
 		return none, noticeErr
 	}
@@ -139,7 +145,7 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 }
 
 // follow stages what the server offers, if there is no reason against it.
-func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor, snapshot Snapshot, answer wire.CheckAnswer) (Check, error) {
+func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor, policy *translog.Policy, snapshot Snapshot, answer wire.CheckAnswer) (Check, error) {
 	var none Check
 	if answer.Offer == nil {
 		return Check{Result: resultCurrent, Code: fault.Code(answer.Reason)}, nil
@@ -163,8 +169,11 @@ func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor,
 	if err := livepatch.CheckReplace(o.floor(), offer.Sequence); err != nil {
 		return none, untrusted(err)
 	}
-	m, b, err := fetch(ctx, snapshot, anchor, offer, o.Facts.Kernel)
+	m, b, raw, err := fetch(ctx, snapshot, anchor, offer, o.Facts.Kernel)
 	if err != nil {
+		return none, err
+	}
+	if err := a.checkLog(ctx, snapshot, policy, offer.Target, raw); err != nil {
 		return none, err
 	}
 	if err := livepatch.CheckReplace(o.floor(), m.Sequence); err != nil {
@@ -183,30 +192,27 @@ func untrusted(err error) error {
 // fetch gets an offered livepatch and verifies it from the outside in: the
 // signed list of targets, the target's digest, the bundle's form, the manifest
 // signature, the kernel build, its own path, the module's digests.
-func fetch(ctx context.Context, s Snapshot, anchor *trust.Anchor, offer wire.Offer, running kernel.Build) (livepatch.Manifest, livepatch.Bundle, error) {
-	var none livepatch.Bundle
-	raw, err := s.Fetch(ctx, offer.Target, livepatch.MaxBundle)
+func fetch(ctx context.Context, s Snapshot, anchor *trust.Anchor, offer wire.Offer, running kernel.Build) (m livepatch.Manifest, b livepatch.Bundle, raw []byte, err error) {
+	raw, err = s.Fetch(ctx, offer.Target, livepatch.MaxBundle)
 	if fault.KindOf(err) == fault.NotFound {
 		err = untrusted(err)
 	}
 	if err != nil {
-		return livepatch.Manifest{}, none, err
+		return m, b, nil, err
 	}
-	b, err := livepatch.ParseBundle(raw)
-	if err != nil {
-		return livepatch.Manifest{}, none, err
+	if b, err = livepatch.ParseBundle(raw); err != nil {
+		return m, b, nil, err
 	}
-	m, err := anchor.OpenManifest(b.Manifest)
-	if err != nil {
-		return m, none, err
+	if m, err = anchor.OpenManifest(b.Manifest); err != nil {
+		return m, b, nil, err
 	}
 	if err := kernel.Fits(m.Kernel, running); err != nil {
-		return m, none, err
+		return m, b, nil, err
 	}
 	if m.TargetPath() != offer.Target || m.Sequence != offer.Sequence {
-		return m, none, fault.New(fault.Untrusted, "wrong_target", "target %.200q with sequence %d holds %q with sequence %d", offer.Target, offer.Sequence, m.TargetPath(), m.Sequence)
+		return m, b, nil, fault.New(fault.Untrusted, "wrong_target", "target %.200q with sequence %d holds %q with sequence %d", offer.Target, offer.Sequence, m.TargetPath(), m.Sequence)
 	}
-	return m, b, checkModule(m.Module, b.Module)
+	return m, b, raw, checkModule(m.Module, b.Module)
 }
 
 func checkModule(want livepatch.Module, module []byte) error {

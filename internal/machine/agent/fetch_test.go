@@ -19,6 +19,10 @@ import (
 
 type oneTarget []byte
 
+func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
+	return nil, fault.New(fault.NotFound, "file_missing", "nothing here")
+}
+
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
 
 // TestEachPartOfABundleIsLookedAt: signed by the publisher, and still wrong.
@@ -58,7 +62,7 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 				c.offer(&offer)
 			}
 			bundle := livepatch.Bundle{Manifest: text, Module: module}.Encode()
-			_, _, err = fetch(t.Context(), oneTarget(bundle), &anchor, offer, running)
+			_, _, _, err = fetch(t.Context(), oneTarget(bundle), &anchor, offer, running)
 			if fault.CodeOf(err) != c.code || (err == nil) != (c.code == "") {
 				t.Errorf("got %v, want code %q", err, c.code)
 			}

@@ -35,6 +35,9 @@ func (a *Agent) staged(ctx context.Context) (time.Duration, error) {
 	if wait := w.After.Sub(now); wait > 0 {
 		return min(wait, a.untilCheck(now)), nil
 	}
+	if a.inHalt() {
+		return a.untilCheck(now), nil // a person must look first
+	}
 	if err := kernel.Fits(w.Kernel, a.running()); err != nil {
 		return 0, a.move(wire.Idle, nil, note{event: wire.EventRefused, sequence: w.Sequence, code: fault.CodeOf(err), text: err.Error()})
 	}

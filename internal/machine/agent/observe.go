@@ -31,6 +31,7 @@ type observation struct {
 	Loader     *loaderapi.Status
 	LoaderErr  error
 	AnchorErr  error
+	Halt       *Halt
 	Publisher  string
 	Profile    string
 }
@@ -45,10 +46,12 @@ func (a *Agent) observe(ctx context.Context) observation {
 	o.Facts, o.FactsErr = a.cfg.Machine.Facts(a.cfg.Version)
 	o.Kernels, o.KernelsErr = a.cfg.Machine.Kernels()
 	o.In, o.InErr = a.cfg.Machine.Livepatches()
-	if anchor, err := a.cfg.Anchor(); err != nil {
+	if anchor, policy, err := a.trusted(); err != nil {
 		o.AnchorErr = err
 	} else {
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
+		// A memory that cannot be read fails the check, which says why.
+		o.Halt, _ = a.halted(policy) //nolint:errcheck // see above
 	}
 	asking, cancel := context.WithTimeout(ctx, loaderPatience)
 	defer cancel()

@@ -12,6 +12,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/advice"
 	"klatch/internal/notice"
+	"klatch/internal/translog"
 	"klatch/internal/wire"
 )
 
@@ -44,6 +45,7 @@ type Meaning struct {
 // docs/reference/states.md is made of it.
 var States = []Meaning{
 	{"kernel_unknown", true, "The running kernel could not be identified. Nothing is loaded.", "find out why: klatch status"},
+	{"halted", true, "The publisher's transparency log has two histories: somebody has the log's key, or a backup was restored. Nothing is loaded; what is loaded stays.", "keep a copy of /var/lib/klatch/log.json and tell the publisher: docs/howto/log-halted.md"},
 	{"no_anchor", true, "There is no usable trust anchor: the machine believes no publisher.", "install your publisher's anchor: klatch trust install FILE"},
 	{"not_enrolled", true, "The machine has no credential for a server.", "enroll it: klatch enroll --server URL"},
 	{"staged", false, "A verified livepatch is on disk and waits to be loaded.", "none; it is loaded by itself"},
@@ -93,6 +95,8 @@ func describe(in inputs) wire.State {
 	case o.FactsErr != nil:
 		say("kernel_unknown", codeOr(o.FactsErr, "build_unknown"), "%s", o.FactsErr)
 		next = fault.HintOf(o.FactsErr)
+	case o.Halt != nil:
+		say("halted", translog.CodeInconsistent, "%s", o.Halt.Text)
 	case j.Work != nil && underWay[j.Phase] != "":
 		word, reason, text = in.underWay(*j.Work)
 		if b := j.Work.Blocking; word == "stalled" && len(b) > 0 {

@@ -31,6 +31,7 @@ var Routes = []Route{
 	{"POST", "/v1/reports", Machine, (*API).report},
 	{"GET", "/metadata/{file}", Public, (*API).repository},
 	{"GET", "/targets/{path...}", Public, (*API).repository},
+	{"GET", "/log/{path...}", Public, (*API).repository},
 
 	{"GET", "/{$}", Admin, (*API).page},
 	{"GET", "/style.css", Admin, (*API).style},

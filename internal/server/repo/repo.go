@@ -154,7 +154,7 @@ func (r *Repo) sync(ctx context.Context, baseURL string, client *http.Client, no
 	current := r.Catalog()
 	if current.Version == snapshot.Timestamp && len(current.Problems) == 0 {
 		res.Livepatches, res.Kept = len(current.Entries), len(snapshot.Targets())
-		return res, nil
+		return res, r.syncLogs(ctx, snapshot) // the anchor may ask for one since
 	}
 
 	next := &Catalog{Publisher: r.anchor.Publisher, Version: snapshot.Timestamp, Expires: snapshot.Expires}
@@ -187,6 +187,11 @@ func (r *Repo) sync(ctx context.Context, baseURL string, client *http.Client, no
 	if len(res.Broken) > 0 {
 		return res, fault.New(fault.Untrusted, "sync_broken", "%d of %d files are broken, the old state stays: %s", len(res.Broken), len(snapshot.Targets()), strings.Join(res.Broken, "; ")).
 			WithHint("publish again at the source, then repeat; what was copied is kept")
+	}
+	// The log goes before the metadata: a machine that sees a livepatch must
+	// be able to compare the log.
+	if err := r.syncLogs(ctx, snapshot); err != nil {
+		return res, err
 	}
 	for _, f := range snapshot.Files() { // timestamp.json is the last one
 		if err := r.putFile(filepath.Join(r.dir, "metadata", f.Name), f.Content); err != nil {

@@ -11,10 +11,15 @@ import (
 
 // servable are the paths of a repository and nothing else: no listing, no lock
 // file, no temporary file of a write in progress.
-var servable = regexp.MustCompile(`^/(metadata/([1-9][0-9]*\.)?[a-z][a-z0-9_-]*\.json|targets/([0-9A-Za-z_][0-9A-Za-z.+~_-]*/)*[0-9a-f]{64}\.[0-9A-Za-z_][0-9A-Za-z.+~_-]*)$`)
+var servable = regexp.MustCompile(`^/(metadata/([1-9][0-9]*\.)?[a-z][a-z0-9_-]*\.json|targets/([0-9A-Za-z_][0-9A-Za-z.+~_-]*/)*[0-9a-f]{64}\.[0-9A-Za-z_][0-9A-Za-z.+~_-]*|` +
+	`log/[0-9a-f]{8}/(checkpoint|cosigned|tile/([0-9]+|entries)/(x[0-9]{3}/)*[0-9]{3}(\.p/[1-9][0-9]{0,2})?))$`)
 
-// Handler serves metadata and targets. Files with a version or a digest in
-// their name never change; the timestamp must be asked for every time.
+// changing are the files whose content does not follow from their name.
+var changing = regexp.MustCompile(`^/(metadata/timestamp\.json|log/[0-9a-f]{8}/(checkpoint|cosigned))$`)
+
+// Handler serves metadata, targets and the transparency log. Files with a
+// version, a digest or a place in the tree in their name never change; the
+// timestamp and the log's checkpoints must be asked for every time.
 func (r *Repo) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if !servable.MatchString(q.URL.Path) {
@@ -40,7 +45,7 @@ func (r *Repo) Handler() http.Handler {
 		}
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
-		if q.URL.Path == "/metadata/timestamp.json" {
+		if changing.MatchString(q.URL.Path) {
 			h.Set("Cache-Control", "no-cache")
 		} else {
 			h.Set("Cache-Control", "public, max-age=31536000, immutable")

@@ -35,6 +35,7 @@ type Publisher struct {
 
 	mu      sync.Mutex
 	targets map[string][]byte
+	static  map[string][]byte // files that no metadata names
 	// Fail is the answer to the next refreshes.
 	Fail error
 	// Lost is a target that is signed and that the mirror does not have.
@@ -60,7 +61,7 @@ func NewPublisher(t testing.TB) *Publisher {
 		Manifest:   trust.KeySet{Threshold: 1, Keys: []string{public}},
 		ModuleKeys: []trust.ModuleKey{{Name: "lab", Issuer: []byte{0x30, 0}, Serial: []byte{2, 1, 1}, Modulus: modulus.Bytes(), Exponent: 65537}},
 	}
-	return &Publisher{Anchor: &a, signer: signer, t: t, targets: map[string][]byte{}}
+	return &Publisher{Anchor: &a, signer: signer, t: t, targets: map[string][]byte{}, static: map[string][]byte{}}
 }
 
 // Livepatch builds one: its manifest and its bundle.
@@ -116,6 +117,25 @@ func (p *Publisher) Withdraw(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.targets, target)
+}
+
+// PutStatic puts a file into the repository that no metadata names; nil takes
+// it away.
+func (p *Publisher) PutStatic(name string, content []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.static[name] = content
+}
+
+// Static gets such a file.
+func (p *Publisher) Static(_ context.Context, name string, _ int64) ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.static[name]
+	if b == nil {
+		return nil, fault.New(fault.NotFound, "file_missing", "the server does not have %s", name)
+	}
+	return b, nil
 }
 
 // Set changes how the repository behaves.
