@@ -27,6 +27,16 @@ const (
 // transition.c, SIGNALS_TIMEOUT); emulation is slow.
 const transitionLimit = 45 * time.Second
 
+// perFunction is added for each replaced function: for every task the kernel
+// compares each entry of its stack with all of them (klp_check_stack). The
+// 306 functions of a flood took 53 s on a machine whose host was busy.
+const perFunction = 250 * time.Millisecond
+
+// transition is how long a transition of the livepatch may take.
+func (p *Player) transition() time.Duration {
+	return transitionLimit + time.Duration(len(p.Built.Functions))*perFunction
+}
+
 // insertLimit is how long the kernel may take to insert a module. One of 200
 // functions takes over a minute on a busy emulated machine.
 const insertLimit = 5 * time.Minute
@@ -44,7 +54,7 @@ const livepatchDir = "/sys/kernel/livepatch/"
 var livepatchVerbs = []verb{
 	{"load", "[this|earlier|FILE.ko]", "inserts the livepatch (or an earlier sequence, or a module of the story); does not wait for its transition. `! load`: the kernel must refuse it", true,
 		count(0, 1), (*Player).load},
-	{"await-transition", "[LIMIT]", "waits until the transition of the newest livepatch is over (45s) and looks that it is enabled", false, oneDuration(true), (*Player).awaitTransition},
+	{"await-transition", "[LIMIT]", "waits until the transition of the newest livepatch is over (45s, and 0.25s for each replaced function) and looks that it is enabled", false, oneDuration(true), (*Player).awaitTransition},
 	{"load-and-cancel", "", "inserts the livepatch and cancels it half-way, in one go, so that its transition is not over; up to eight times, as it may be over early", false, nil, (*Player).loadAndCancel},
 	{"cancel", "", "reverses a transition that has not finished, and waits until the livepatch is out", false, nil, (*Player).cancel},
 	{"disable", "[this|earlier]", "takes the livepatch out and waits until it is", false, oneOf(true, "this", "earlier"), (*Player).disable},
@@ -125,7 +135,7 @@ func (p *Player) load(ctx context.Context, c call) error {
 
 // awaitTransition waits for whatever transition runs: the kernel allows one.
 func (p *Player) awaitTransition(ctx context.Context, c call) error {
-	limit, err := duration(c, 0, transitionLimit)
+	limit, err := duration(c, 0, p.transition())
 	if err != nil {
 		return err
 	}
@@ -254,7 +264,7 @@ func (p *Player) disable(ctx context.Context, c call) error {
 
 // awaitGone waits until a livepatch is out of the kernel.
 func (p *Player) awaitGone(ctx context.Context, name string) error {
-	return p.await(ctx, transitionLimit, "end of "+name, func(ctx context.Context) (bool, error) {
+	return p.await(ctx, p.transition(), "end of "+name, func(ctx context.Context) (bool, error) {
 		names, err := p.livepatches(ctx)
 		return !slices.Contains(names, name), err
 	})

@@ -157,7 +157,7 @@ func (p *Player) beBusy(ctx context.Context, c call) error {
 	}
 	worked := make(chan error, 1)
 	go func() {
-		res, err := p.m.Run(ctx, lab.Command{Argv: []string{guest.AgentName, guest.LoadArg, d.String()}, Timeout: 2*d + transitionLimit})
+		res, err := p.m.Run(ctx, lab.Command{Argv: []string{guest.AgentName, guest.LoadArg, d.String()}, Timeout: 2*d + p.transition()})
 		if err == nil && (res.Exit != 0 || res.TimedOut) {
 			err = lab.Failf("work on the machine went wrong: %s", shorten(string(res.Stderr)))
 		}
