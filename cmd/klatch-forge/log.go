@@ -235,7 +235,7 @@ Exits with 3 when it found something.`,
 			if asJSON {
 				err = cli.WriteJSON(cmd.OutOrStdout(), 1, r)
 			} else {
-				err = printAudit(cmd, r)
+				printAudit(cmd, r)
 			}
 			if err == nil && len(r.Findings) > 0 {
 				err = cli.Cannot(fault.New(fault.Untrusted, r.Findings[0].Code, "%d findings; the first is %s %s: %s", len(r.Findings), r.Findings[0].Code, r.Findings[0].Target, r.Findings[0].Text).
@@ -279,7 +279,7 @@ func (o *options) audit(cmd *cobra.Command, q publog.Question, anchorFile, kept 
 	return r, durable.WriteFile(kept, r.Logs[len(r.Logs)-1].Checkpoint, 0o644)
 }
 
-func printAudit(cmd *cobra.Command, r publog.Report) error {
+func printAudit(cmd *cobra.Command, r publog.Report) {
 	for _, l := range r.Logs {
 		out(cmd, "log       %s: %d entries, root %s\n", l.Origin, l.Size, l.Root)
 		if l.KeptSize > 0 {
@@ -296,5 +296,4 @@ func printAudit(cmd *cobra.Command, r publog.Report) error {
 	if len(r.Findings) == 0 {
 		out(cmd, "nothing found: all that is offered is logged, and every livepatch that is logged is offered\n")
 	}
-	return nil
 }

@@ -145,7 +145,10 @@ func TestEachConditionOnAPolicyCounts(t *testing.T) {
 	w := func(i int, url string) string {
 		return fmt.Sprintf("witness w%d %s %s\n", i, l.Witnesses[i].Witness(), url)
 	}
-	var many, groups strings.Builder
+	var many, groups, logs strings.Builder
+	for i := range 33 {
+		logs.WriteString("log " + logsim.New(t, fmt.Sprintf("l%d.example", i), 0).Key.String() + "\n")
+	}
 	for i := range 33 {
 		many.WriteString(w(i, ""))
 	}
@@ -170,6 +173,8 @@ func TestEachConditionOnAPolicyCounts(t *testing.T) {
 		"a group's name taken": log + w(0, "") + w(1, "") + "group w0 1 w1\nquorum none\n",
 		"an unknown member":    log + w(0, "") + "group g 1 w7\nquorum none\n",
 		"a group in itself":    log + w(0, "") + "group g 1 g\nquorum none\n",
+		"one key, two vkeys":   log + "witness a " + vkey("a.example", append([]byte{4}, make([]byte, 32)...)) + "\nwitness b " + vkey("b.example", append([]byte{4}, make([]byte, 32)...)) + "\nquorum none\n",
+		"33 logs":              logs.String() + "quorum none\n",
 		"one key, two names":   log + w(0, "") + strings.Replace(w(0, ""), "w0", "x0", 1) + "quorum none\n",
 	} {
 		if _, err := translog.ParsePolicy(bad); fault.CodeOf(err) != translog.CodePolicy {

@@ -3,9 +3,9 @@
 package translog
 
 import (
+	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -15,23 +15,31 @@ import (
 // and filled at this size: readers take the full one, and a partial one for
 // each size that ever was would add up.
 func Prune(dir string, size int64) error {
-	return filepath.WalkDir(filepath.Join(dir, "tile"), func(path string, e fs.DirEntry, err error) error {
-		full, partial := strings.CutSuffix(path, ".p")
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // nothing is written through it
+	var obsolete []string
+	err = fs.WalkDir(root.FS(), "tile", func(name string, e fs.DirEntry, err error) error {
+		full, partial := strings.CutSuffix(name, ".p")
 		if err != nil || !e.IsDir() || !partial {
 			return err
 		}
-		name, err := filepath.Rel(dir, full)
-		if err != nil {
-			return err
-		}
-		if _, err := os.Stat(full); err != nil || !isFull(filepath.ToSlash(name), size) {
-			return fs.SkipDir //nolint:nilerr // without the full tile the partial ones stay
-		}
-		if err := os.RemoveAll(path); err != nil {
-			return err
+		if st, err := root.Stat(full); err == nil && st.Mode().IsRegular() && isFull(full, size) {
+			obsolete = append(obsolete, name)
 		}
 		return fs.SkipDir
 	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty log has no tile
+		return err
+	}
+	for _, name := range obsolete {
+		if err := root.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // isFull says whether a log of this size fills the tile of that name.

@@ -50,14 +50,13 @@ func tileName(t tlog.Tile) string {
 }
 
 // readTile gets a tile, or the full one where the partial one is gone.
-func readTile(ctx context.Context, read Read, t tlog.Tile, limit int64) (b []byte, full bool, err error) {
-	b, err = read(ctx, tileName(t), limit)
+func readTile(ctx context.Context, read Read, t tlog.Tile, limit int64) ([]byte, error) {
+	b, err := read(ctx, tileName(t), limit)
 	if fault.KindOf(err) == fault.NotFound && t.W < tileWidth {
 		t.W = tileWidth
-		b, err = read(ctx, tileName(t), limit)
-		return b, true, err
+		return read(ctx, tileName(t), limit)
 	}
-	return b, false, err
+	return b, err
 }
 
 // tileReader is what the tree's mathematics reads hashes with. They are
@@ -73,7 +72,7 @@ func (r *tileReader) Height() int { return tileHeight }
 func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	var out [][]byte
 	for _, t := range tiles {
-		b, _, err := readTile(r.ctx, r.read, t, maxTile)
+		b, err := readTile(r.ctx, r.read, t, maxTile)
 		if err != nil {
 			r.err = err
 			return nil, err
@@ -143,7 +142,7 @@ func ReadLog(ctx context.Context, read Read, c Checkpoint) (*Log, error) {
 	}
 	for first := int64(0); first < c.Size; first += tileWidth {
 		t := tlog.Tile{H: tileHeight, L: entriesTile, N: first / tileWidth, W: int(min(c.Size-first, tileWidth))}
-		b, _, err := readTile(ctx, read, t, maxBundle)
+		b, err := readTile(ctx, read, t, maxBundle)
 		if err != nil {
 			return nil, err
 		}

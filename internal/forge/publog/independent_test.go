@@ -78,7 +78,7 @@ func TestProofsHoldInTwoImplementations(t *testing.T) {
 		return b, nil
 	}
 	parts := map[int]*translog.Log{}       // the log as it was at a size
-	rnd := rand.New(rand.NewPCG(27, 1000)) //nolint:gosec // a test that can be repeated
+	rnd := rand.New(rand.NewPCG(27, 1000)) // the same ones each time
 	for range 1000 {
 		size := 1 + rnd.IntN(n)
 		index := rnd.IntN(size)
@@ -183,7 +183,7 @@ func TestAnotherLogCanAskOurWitness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close() //nolint:errcheck // of a test
+	defer w.Close()
 	s := httptest.NewServer(w.Handler(slog.New(slog.DiscardHandler)))
 	defer s.Close()
 	at, err := url.Parse(s.URL)

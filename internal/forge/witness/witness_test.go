@@ -216,7 +216,7 @@ func TestTwoHistoriesRaceAndOneWins(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			defer answer.Body.Close() //nolint:errcheck // read only
+			defer answer.Body.Close()
 			if answer.StatusCode == http.StatusOK {
 				signed[i%2].Add(1)
 			}

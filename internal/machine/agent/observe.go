@@ -51,7 +51,7 @@ func (a *Agent) observe(ctx context.Context) observation {
 	} else {
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
 		// A memory that cannot be read fails the check, which says why.
-		o.Halt, _ = a.halted(policy) //nolint:errcheck // see above
+		o.Halt, _ = a.halted(policy)
 	}
 	asking, cancel := context.WithTimeout(ctx, loaderPatience)
 	defer cancel()

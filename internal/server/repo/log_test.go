@@ -121,6 +121,20 @@ func TestTheLogTravelsWithTheRepository(t *testing.T) {
 	}
 }
 
+// TestAnEmptyLogIsCopied: its publisher died before the first entry.
+func TestAnEmptyLogIsCopied(t *testing.T) {
+	p := newLogging(t)
+	p.show(p.log)
+	p.Publish(start)
+	m := newMirror(t, p.Publisher)
+	if _, err := m.sync(start); err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := m.served(p.log); err != nil || len(whole.Entries) != 0 {
+		t.Errorf("%+v, %v", whole, err)
+	}
+}
+
 // TestALogIsCopiedOnceTheAnchorAsksForIt: nothing else is new.
 func TestALogIsCopiedOnceTheAnchorAsksForIt(t *testing.T) {
 	p := newLogging(t)
