@@ -4,6 +4,7 @@ package translog_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
@@ -202,5 +203,21 @@ func TestALogOfAnotherNameIsNotTheSame(t *testing.T) {
 	c.Size = 1 << 30
 	if _, err := translog.ReadLog(t.Context(), read(a), c); fault.CodeOf(err) != translog.CodeMalformed {
 		t.Errorf("a log of a billion entries: %v", err)
+	}
+}
+
+// TestABundleOfEntriesThatIsCutIsRefused at each length.
+func TestABundleOfEntriesThatIsCutIsRefused(t *testing.T) {
+	l := filled(t, 2)
+	whole, head := read(l), l.Whole().Checkpoint
+	full, err := whole(t.Context(), "tile/entries/000.p/2", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range full {
+		cut := func(context.Context, string, int64) ([]byte, error) { return full[:n:n], nil }
+		if _, err := translog.ReadLog(t.Context(), cut, head); fault.CodeOf(err) != translog.CodeMalformed {
+			t.Errorf("%d of %d bytes: %v", n, len(full), err)
+		}
 	}
 }
