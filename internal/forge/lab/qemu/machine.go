@@ -134,11 +134,14 @@ func (m *machine) explain(p *process, err error, what string) error {
 // down twice; a machine that does it more often never stops.
 const maxRestarts = 4
 
+// errNotInTime is a guest whose agent is not heard of.
+var errNotInTime = errors.New("not within")
+
 // await waits for the agent's first word of a boot other than notBootID, and
 // follows the machine over restarts.
 func (m *machine) await(ctx context.Context, notBootID string, restarts int) error {
 	limit := m.spec.BootTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %v", limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w %v", errNotInTime, limit))
 	defer cancel()
 	for {
 		p, err := m.process()

@@ -39,6 +39,20 @@ func TestSmallGuest(t *testing.T) {
 	labtest.Run(t, rig, lab.Spec{Name: "small", Kernel: testkit.Kernel()})
 }
 
+// TestAMachineThatStandsStillIsBootedOnceMore: the emulator's fault, before
+// anything was loaded.
+func TestAMachineThatStandsStillIsBootedOnceMore(t *testing.T) {
+	rig := newRig(t, nil)
+	boots := qemu.StopFirstForTest(rig, 25*time.Second)
+	m, err := rig.Boot(t.Context(), lab.Spec{Name: "still", Kernel: testkit.Kernel()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil || boots() != 2 {
+		t.Errorf("%d boots, %v", boots(), err)
+	}
+}
+
 func TestTwoMachinesSideBySideLeaveNothingBehind(t *testing.T) {
 	var scratch string
 	rig := newRig(t, func(c *qemu.Config) { scratch = c.Scratch })
