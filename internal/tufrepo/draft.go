@@ -143,8 +143,19 @@ func (d *Draft) open() (have, proposal, error) {
 			return h, p, fmt.Errorf("part %.80q: %w", part.Role, err)
 		}
 	}
+	for _, r := range []*rootMeta{h.root, p.root} {
+		if r != nil && (hasNil(r.Signed.Keys) || hasNil(r.Signed.Roles)) {
+			return h, p, errors.New("root with a null in it")
+		}
+	}
+	for _, l := range append(slices.Collect(maps.Values(p.lists)), h.top()) {
+		if l != nil && (hasNil(l.Signed.Targets) || l.Signed.Delegations != nil && hasNil(l.Signed.Delegations.Keys)) {
+			return h, p, errors.New("list with a null in it")
+		}
+	}
 	root, top := p.effective(h)
-	keys := maps.Clone(h.root.Signed.Keys)
+	keys := map[string]*metadata.Key{}
+	maps.Copy(keys, h.root.Signed.Keys)
 	maps.Copy(keys, root.Signed.Keys)
 	if top != nil && top.Signed.Delegations != nil {
 		maps.Copy(keys, top.Signed.Delegations.Keys)
@@ -156,6 +167,16 @@ func (d *Draft) open() (have, proposal, error) {
 		keepGood(l, keys)
 	}
 	return h, p, nil
+}
+
+// hasNil finds what go-tuf takes for an absent member and then follows.
+func hasNil[V any](m map[string]*V) bool {
+	for _, v := range m {
+		if v == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // keepGood drops signatures that do not verify with the key they name.
