@@ -38,7 +38,7 @@ func root() *cobra.Command {
 	f.StringVar(&c.TargetURL, "target-base-url", "", "address of the repository's targets")
 	f.StringVar(&c.TargetDir, "target-dir", "", "folder for downloads")
 	run := func(cmd *cobra.Command, _ []string) (err error) {
-		if c.Now, err = now(); err != nil {
+		if c.Now, err = now(cmd.Context()); err != nil {
 			return err
 		}
 		return c.Run(cmd.Context())
@@ -58,11 +58,11 @@ func root() *cobra.Command {
 
 // now is the time, or the one that faketime shows to programs of the C
 // library: the suite moves the clock so, and Go asks the kernel itself.
-func now() (time.Time, error) {
+func now(ctx context.Context) (time.Time, error) {
 	if !strings.Contains(os.Getenv("LD_PRELOAD"), "faketime") {
 		return time.Now(), nil
 	}
-	b, err := exec.Command("date", "+%s").Output()
+	b, err := exec.CommandContext(ctx, "date", "+%s").Output()
 	if err != nil {
 		return time.Time{}, fmt.Errorf("ask date for the time: %w", err)
 	}

@@ -12,7 +12,7 @@ import (
 	"klatch/internal/fault"
 )
 
-// The form of a signed module (include/linux/module_signature.h and
+// ModuleMarker ends a signed module. Its form (include/linux/module_signature.h and
 // scripts/sign-file.c of the kernel): the module, a CMS SignedData in DER
 // (RFC 5652; detached, no attributes, no certificates), a 12-byte trailer,
 // and this line.
@@ -20,7 +20,7 @@ const ModuleMarker = "~Module signature appended~\n"
 
 const (
 	trailerLen   = 12
-	PKCS7Type    = 2        // PKEY_ID_PKCS7, the only id_type the kernel takes
+	pkcs7Type    = 2        // PKEY_ID_PKCS7, the only id_type the kernel takes
 	maxSignature = 16 << 10 // RSA-8192 and a long issuer stay below
 )
 
@@ -42,7 +42,7 @@ func (a *Anchor) VerifyModule(signed []byte) ([]byte, error) {
 	}
 	rest, trailer := rest[:len(rest)-trailerLen], rest[len(rest)-trailerLen:]
 	size := binary.BigEndian.Uint32(trailer[8:])
-	if !bytes.Equal(trailer[:8], []byte{0, 0, PKCS7Type, 0, 0, 0, 0, 0}) || size > maxSignature || int(size) >= len(rest) {
+	if !bytes.Equal(trailer[:8], []byte{0, 0, pkcs7Type, 0, 0, 0, 0, 0}) || size > maxSignature || int(size) >= len(rest) {
 		return nil, fault.New(fault.Untrusted, "module_signature_malformed", "module signature has a bad trailer")
 	}
 	module, cms := rest[:len(rest)-int(size)], rest[len(rest)-int(size):]

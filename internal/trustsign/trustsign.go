@@ -38,6 +38,9 @@ func Recalls(r livepatch.Recalls, signers ...note.Signer) ([]byte, error) {
 	return note.Sign(&note.Note{Text: string(text)}, signers...)
 }
 
+// pkcs7Type is PKEY_ID_PKCS7, the only id_type that the kernel takes.
+const pkcs7Type = 2
+
 // Module signs a module as the kernel's sign-file does: SHA-256 and RSA PKCS
 // #1 v1.5, signer named by issuer and serial number. The output is byte for
 // byte that of sign-file.
@@ -49,7 +52,7 @@ func Module(module []byte, k trust.ModuleKey, signer crypto.Signer, random io.Re
 	}
 	cms := k.CMS(sig)
 	out := append(bytes.Clone(module), cms...)
-	out = append(out, 0, 0, trust.PKCS7Type, 0, 0, 0, 0, 0)
+	out = append(out, 0, 0, pkcs7Type, 0, 0, 0, 0, 0)
 	out = binary.BigEndian.AppendUint32(out, uint32(len(cms))) //nolint:gosec // a few hundred bytes
 	return append(out, trust.ModuleMarker...), nil
 }

@@ -129,7 +129,7 @@ func (d disk) prepare(ctx context.Context, c Change, now time.Time) (*Draft, err
 	if err != nil {
 		return nil, err
 	}
-	top := copyList(h.top(), time.Time{})
+	top := copyList(h.top())
 	changed := map[string]bool{}
 	for _, role := range c.roles() {
 		what, err := c.apply(h, root, top, role)
@@ -171,7 +171,7 @@ func (d disk) prepare(ctx context.Context, c Change, now time.Time) (*Draft, err
 		if role == metadata.TARGETS {
 			l = top
 		} else if l == nil {
-			l = copyList(h.lists[role].meta, time.Time{})
+			l = copyList(h.lists[role].meta)
 		}
 		if err := d.renew(h, role, l, now); err != nil {
 			return nil, err

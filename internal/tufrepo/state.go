@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
@@ -183,8 +182,8 @@ func (d disk) nextVersion(role string, current int64) (int64, error) {
 
 // copyList is a new, unsigned list with the content of an old one, which may
 // be missing.
-func copyList(old *listMeta, expires time.Time) *listMeta {
-	m := metadata.Targets(expires)
+func copyList(old *listMeta) *listMeta {
+	m := metadata.Targets()
 	if old != nil {
 		maps.Copy(m.Signed.Targets, old.Signed.Targets)
 		if d := old.Signed.Delegations; d != nil {

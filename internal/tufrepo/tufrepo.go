@@ -266,11 +266,11 @@ func (d disk) begin(now time.Time) (have, error) {
 // through half of their life and can be signed here; unsigned.
 func (d disk) plan(h have, p Publication, keys bag, now time.Time) (proposal, error) {
 	next := proposal{lists: map[string]*listMeta{}}
-	lists := map[string]*listMeta{metadata.TARGETS: copyList(h.top(), time.Time{})}
+	lists := map[string]*listMeta{metadata.TARGETS: copyList(h.top())}
 	top := lists[metadata.TARGETS]
 	changed := map[string]bool{metadata.TARGETS: h.top() == nil}
 	for _, r := range delegations(top) {
-		lists[r.Name] = copyList(h.lists[r.Name].meta, time.Time{})
+		lists[r.Name] = copyList(h.lists[r.Name].meta)
 	}
 	for _, r := range p.Roles {
 		if lists[r.Name()] != nil {

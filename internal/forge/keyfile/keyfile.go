@@ -38,7 +38,7 @@ import (
 
 // PassphraseEnv names the environment variable with the path of a file whose
 // first line is the passphrase.
-const PassphraseEnv = "KLATCH_PASSPHRASE_FILE"
+const PassphraseEnv = "KLATCH_PASSPHRASE_FILE" //nolint:gosec // a name, not a secret
 
 const (
 	maxFile       = 64 << 10
@@ -267,8 +267,10 @@ func Passphrase(what string) ([]byte, error) {
 			WithHint("write it into a file that only you can read, and name that in %s", PassphraseEnv)
 	}
 	defer tty.Close() //nolint:errcheck // a terminal
-	fmt.Fprintf(tty, "%s: ", what)
+	if _, err := fmt.Fprintf(tty, "%s: ", what); err != nil {
+		return nil, err
+	}
 	b, err := term.ReadPassword(int(tty.Fd()))
-	fmt.Fprintln(tty)
-	return b, err
+	_, e := fmt.Fprintln(tty)
+	return b, errors.Join(err, e)
 }

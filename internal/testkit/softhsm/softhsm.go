@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"klatch/internal/durable"
 	"klatch/internal/testkit"
 )
 
@@ -30,8 +31,8 @@ func New(t testing.TB) HSM {
 	tokens := filepath.Join(dir, "tokens")
 	for _, err := range []error{
 		os.Mkdir(tokens, 0o700),
-		os.WriteFile(h.Conf, fmt.Appendf(nil, "directories.tokendir = %s\nlog.level = ERROR\n", tokens), 0o600),
-		os.WriteFile(h.PINFile, []byte(h.PIN+"\n"), 0o600),
+		durable.WriteFile(h.Conf, fmt.Appendf(nil, "directories.tokendir = %s\nlog.level = ERROR\n", tokens), 0o600),
+		durable.WriteFile(h.PINFile, []byte(h.PIN+"\n"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
