@@ -36,6 +36,11 @@ build: ## the six programs into bin/
 	done
 	@echo "bin/: $(or $(HAVE),no program yet), version $(VERSION)"
 
+.PHONY: forge-pkcs11
+forge-pkcs11: ## klatch-forge with PKCS#11 tokens; needs a C compiler
+	@mkdir -p bin
+	CGO_ENABLED=1 $(GO) build -tags pkcs11 -trimpath -ldflags '$(LDFLAGS)' -o bin/klatch-forge-pkcs11 ./cmd/klatch-forge
+
 # count runs go test with the given arguments, shows it to a person and
 # leaves the outcomes in a file. $(1) is the step, $(2) the arguments.
 define count

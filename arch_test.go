@@ -48,6 +48,7 @@ var layers = []layer{
 	// Mechanisms: one technical job each.
 	{"internal/durable", nouns, unixOnly, rootBan},
 	{"internal/trust", withDurable, []string{"golang.org/x/mod/sumdb/note", "golang.org/x/crypto/cryptobyte"}, rootBan},
+	{"internal/trustsign", slices.Concat(withDurable, []string{"internal/trust"}), []string{"golang.org/x/mod/sumdb/note"}, noExec},
 	{"internal/pki", withDurable, []string{"golang.org/x/crypto"}, noExec},
 	{"internal/translog", []string{"internal/fault"}, []string{"golang.org/x/mod/sumdb"}, rootBan},
 	{"internal/tufrepo", withDurable, anyLib, noExec},
@@ -76,6 +77,7 @@ var layers = []layer{
 	{"cmd/klatch-forge", programMay("internal/forge"), anyLib, nil},
 	{"cmd/klatch-server", programMay("internal/server"), anyLib, noExec},
 	{"cmd/klatch-fleet", programMay("internal/server"), anyLib, noExec},
+	{"cmd/tuf-conformance-client", []string{"internal/durable", "internal/tufclient"}, anyLib, nil}, // a test tool
 	{"cmd/klatchd", programMay("internal/machine"), anyLib, noExec},
 	{"cmd/klatch", programMay("internal/machine"), anyLib, noExec},
 }
@@ -83,7 +85,7 @@ var layers = []layer{
 var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
 		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer"}
-	mechanisms = []string{"internal/durable", "internal/trust", "internal/pki", "internal/conf",
+	mechanisms = []string{"internal/durable", "internal/trust", "internal/trustsign", "internal/pki", "internal/conf",
 		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)
 	withDurable        = slices.Concat(nouns, []string{"internal/durable"})

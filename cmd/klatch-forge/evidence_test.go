@@ -23,6 +23,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/evidencesim"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // verified is what evidence verify --json says of sequence 2.
@@ -198,7 +199,7 @@ func resign(t *testing.T, f *evidencesim.Forger, p *evidencesim.Published, chang
 		}
 		signers = append(signers, s)
 	}
-	if b.Manifest, err = trust.SignManifest(m, signers...); err != nil {
+	if b.Manifest, err = trustsign.Manifest(m, signers...); err != nil {
 		t.Fatal(err)
 	}
 	p.Target("klatch_2.lpb").Content = b.Encode()
@@ -254,7 +255,7 @@ func TestAttackWithoutKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if b, err = a.Encode(); err != nil {
+		if b, err = trustsign.Anchor(a); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(f.Dir.Anchor(), b, 0o644); err != nil {

@@ -37,10 +37,11 @@ func initCommand() *cobra.Command {
 trust.json, the anchor that machines and servers get.
 
 Profile lab has one key of each kind, in files of this machine; machines refuse
-it unless their owner allows it. Profile small needs two of two manifest and
-targets keys and two of three root keys: move each holder's key files to that
-person's machine, and the root keys away from any network. Profile full needs
-two of three, three of five root keys, and two builders for each livepatch.
+it unless their owner allows it. Profile small needs two of two keys of targets,
+releases and manifests and two of three of the root; profile full two of three,
+three of five of the root, and two builders for each livepatch. All are made
+here first. Then each holder makes a key of their own and replaces one of these:
+klatch-forge keys, and docs/howto/keys-and-ceremonies.md.
 
 evidence.toml says who may sign statements about livepatches. Outside of profile
 lab a reviewer is missing: that person makes a key with "evidence key".`,

@@ -26,7 +26,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/translog"
-	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -174,7 +174,7 @@ func publishLogged(t *testing.T, d datadir.Dir, seq livepatch.Sequence) string {
 		}
 		signers = append(signers, s)
 	}
-	manifest, err := trust.SignManifest(m, signers...)
+	manifest, err := trustsign.Manifest(m, signers...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func publishLogged(t *testing.T, d datadir.Dir, seq livepatch.Sequence) string {
 	if p, err = l.Add(ctx, p, livepatch.BundleSuffix, &http.Client{}); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := sign.RepositoryKeys(d, false)
+	keys, err := sign.RepositoryKeys(d, sign.All)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,7 @@ func root() *cobra.Command {
   sign, publish     sign what has all its evidence, put it into the repository
   evidence verify   as a stranger, check what is published
   log               the transparency log of what was published, and its witnesses
+  keys, recall      who may sign what, until when; take a livepatch back
 
 Only publishers need it; machines run klatch, servers klatch-server.`,
 		Example: `  klatch-forge init data --profile lab
@@ -64,7 +65,7 @@ Only publishers need it; machines run klatch, servers klatch-server.`,
 	c.PersistentFlags().StringVar(&o.cache, "cache", "", "folder for downloads, trees and images (KLATCH_CACHE; default /var/cache/klatch for root)")
 	c.PersistentFlags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress lines")
 	c.AddCommand(initCommand(), kernelCommand(o), queueCommand(o), buildCommand(o), testCommand(o), importDeltaCommand(o),
-		confirmCommand(o), reviewCommand(o), evidenceCommand(o), signCommand(o), publishCommand(o), logCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
+		confirmCommand(o), reviewCommand(o), evidenceCommand(o), signCommand(o), publishCommand(o), recallCommand(o), keysCommand(o), logCommand(o), feedCommand(o), triageCommand(o), demoCommand(o), versionCommand())
 	return c
 }
 

@@ -76,6 +76,9 @@ they hear nothing new.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			res, err := runPublish(cmd, o, refresh)
+			if res.Draft != nil {
+				return cli.Cannot(keepDraft(cmd, o, res.Draft), "publish")
+			}
 			if err != nil {
 				return cli.Cannot(err, "publish")
 			}
@@ -90,6 +93,18 @@ they hear nothing new.`,
 	}
 	c.Flags().BoolVar(&refresh, "refresh", false, "only sign again what is about to expire")
 	return c
+}
+
+// keepDraft writes what this host could not sign alone for the others.
+func keepDraft(cmd *cobra.Command, o *options, draft *tufrepo.Draft) error {
+	d, err := o.data()
+	if err != nil {
+		return err
+	}
+	if err := printWords(cmd, draft); err != nil {
+		return err
+	}
+	return finish(cmd, d, draft, tufrepo.Keys{}, false, time.Now())
 }
 
 func runPublish(cmd *cobra.Command, o *options, refresh bool) (tufrepo.Result, error) {

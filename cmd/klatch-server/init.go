@@ -17,6 +17,7 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/pki"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufclient"
 )
 
@@ -106,7 +107,7 @@ func initialize(dir string, s settings, anchor, tokenFile string) (token string,
 	if err != nil {
 		return "", err
 	}
-	anchorBytes, err := a.Encode()
+	anchorBytes, err := trustsign.Anchor(*a)
 	if err != nil {
 		return "", err
 	}

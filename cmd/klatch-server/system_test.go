@@ -25,6 +25,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/pki"
 	"klatch/internal/testkit/pubsim"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufclient"
 	"klatch/internal/tufrepo"
 	"klatch/internal/wire"
@@ -53,7 +54,7 @@ func newStage(t *testing.T) *stage {
 	if err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	anchor, err := s.publisher.Anchor.Encode()
+	anchor, err := trustsign.Anchor(*s.publisher.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 	"klatch/internal/notice"
 	"klatch/internal/stall"
 	"klatch/internal/tracer"
+	"klatch/internal/trustsign"
 	"klatch/internal/wire"
 )
 
@@ -244,7 +245,7 @@ func pathless(s string) string {
 
 func TestTrust(t *testing.T) {
 	root := t.TempDir()
-	b, err := agenttest.NewPublisher(t).Anchor.Encode()
+	b, err := trustsign.Anchor(*agenttest.NewPublisher(t).Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ import (
 	"klatch/internal/testkit/pubsim"
 	"klatch/internal/testkit/tufsim"
 	"klatch/internal/translog"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 	"klatch/internal/wire"
 )
@@ -116,7 +117,7 @@ func TestAgainstTheRealServer(t *testing.T) {
 	pub := pubsim.New(t, "acme", time.Now())
 	m := agenttest.NewMachine(t)
 	pub.Release(time.Now(), m.Kernel, 1, "CVE-2026-0001")
-	anchor, err := pub.Anchor.Encode()
+	anchor, err := trustsign.Anchor(*pub.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +138,7 @@ func TestALoggedLivepatchThroughTheRealServer(t *testing.T) {
 	testkit.Need(t, "root")
 	pub, log := pubsim.New(t, "acme", time.Now()), logsim.New(t, "acme/log", 2)
 	pub.Anchor.LogPolicy = log.Policy(1)
-	anchor, err := pub.Anchor.Encode()
+	anchor, err := trustsign.Anchor(*pub.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}

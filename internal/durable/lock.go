@@ -29,5 +29,7 @@ func Lock(path string) (unlock func() error, err error) {
 		}
 		return nil, errors.Join(err, f.Close())
 	}
-	return f.Close, nil
+	// Unlocked by word and not by Close alone: a child that this process starts
+	// at the same moment holds the same descriptor until its exec.
+	return func() error { return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close()) }, nil
 }

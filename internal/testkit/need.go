@@ -72,6 +72,7 @@ var probes = map[string]func() bool{
 	"gcc":         allInPath("gcc", "ld"),
 	"shared":      func() bool { return sharedDir() != "" },
 	"gpg":         allInPath("gpg", "gpgconf"),
+	"softhsm":     func() bool { return SoftHSM() != "" && allInPath("softhsm2-util", "gcc")() },
 	"gcc-11":      allInPath("gcc-11"),
 	"clang":       allInPath("clang-14"),
 	"python3":     allInPath("python3"),
@@ -96,6 +97,16 @@ func SignFile() string {
 		}
 	}
 	return ""
+}
+
+// SoftHSM is the library of Debian's softhsm2, a PKCS#11 token in software. It
+// is empty when there is none.
+func SoftHSM() string {
+	found, _ := filepath.Glob("/usr/lib/softhsm/libsofthsm2.so") // the pattern is well-formed
+	if len(found) == 0 {
+		return ""
+	}
+	return found[0]
 }
 
 // Kernel is the kernel image for VM tests: the one that KernelEnv names, or

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package trust signs and verifies what the publisher says of a livepatch,
+// Package trust verifies what the publisher says of a livepatch,
 // without any metadata server: the manifest signature (a signed note, checked
 // by klatchd and again by root) and the module signature (the kernel's own
 // form, checked by root before the kernel checks it too).
@@ -21,12 +21,14 @@ import (
 	"io"
 	"math/big"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 
 	"golang.org/x/mod/sumdb/note"
 
 	"klatch/internal/fault"
+	"klatch/internal/livepatch"
 )
 
 // AnchorFormat is the version word of the anchor file.
@@ -127,14 +129,10 @@ func ParseAnchor(b []byte, allowLab bool) (*Anchor, error) {
 	return &a, nil
 }
 
-// Encode writes an anchor file.
-func (a Anchor) Encode() ([]byte, error) {
-	a.Format = AnchorFormat
-	b, err := json.MarshalIndent(a, "", " ")
-	if err != nil {
-		return nil, err
-	}
-	return append(b, '\n'), nil
+// Revoke takes recalled keys out. The threshold stands, also where no key is left to reach it.
+func (a *Anchor) Revoke(r livepatch.Recalls) {
+	a.Manifest.Keys = slices.DeleteFunc(a.Manifest.Keys, func(k string) bool { return r.Revokes([]byte(k)) })
+	a.ModuleKeys = slices.DeleteFunc(a.ModuleKeys, func(k ModuleKey) bool { return r.Revokes(k.Modulus) })
 }
 
 // verifiers parses the keys; a threshold that the keys cannot reach, or one

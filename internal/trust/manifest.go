@@ -11,23 +11,21 @@ import (
 	"klatch/internal/livepatch"
 )
 
-// SignManifest encodes and signs a manifest. The signature is over the text
-// itself, so a signer sees what it signs.
-func SignManifest(m livepatch.Manifest, signers ...note.Signer) ([]byte, error) {
-	text, err := m.Encode()
-	if err != nil {
-		return nil, err
-	}
-	return note.Sign(&note.Note{Text: string(text)}, signers...)
-}
-
 // OpenManifest verifies a signed manifest against the anchor's threshold and
 // only then parses it. Signatures by unknown keys are ignored, as signed notes
 // ask; a bad signature by a known key is an error.
 func (a *Anchor) OpenManifest(signed []byte) (livepatch.Manifest, error) {
-	var none livepatch.Manifest
-	if len(signed) > livepatch.MaxManifest {
-		return none, fault.New(fault.Invalid, "manifest_malformed", "signed manifest has %d bytes, limit %d", len(signed), livepatch.MaxManifest)
+	return open(a, signed, livepatch.MaxManifest, livepatch.ParseManifest)
+}
+
+// OpenRecalls does the same with signed recalls.
+func (a *Anchor) OpenRecalls(signed []byte) (livepatch.Recalls, error) {
+	return open(a, signed, livepatch.MaxRecalls, livepatch.ParseRecalls)
+}
+
+func open[T any](a *Anchor, signed []byte, limit int, parse func([]byte) (T, error)) (none T, err error) {
+	if len(signed) > limit {
+		return none, fault.New(fault.Invalid, "manifest_malformed", "signed manifest has %d bytes, limit %d", len(signed), limit)
 	}
 	vs, err := a.Manifest.verifiers()
 	if err != nil {
@@ -48,5 +46,5 @@ func (a *Anchor) OpenManifest(signed []byte) (livepatch.Manifest, error) {
 	if len(keys) < a.Manifest.Threshold {
 		return none, fault.New(fault.Untrusted, "manifest_threshold", "manifest has %d of %d signatures needed", len(keys), a.Manifest.Threshold)
 	}
-	return livepatch.ParseManifest([]byte(n.Text))
+	return parse([]byte(n.Text))
 }

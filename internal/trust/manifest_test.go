@@ -15,6 +15,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 func TestManifestSignatures(t *testing.T) {
@@ -25,7 +26,7 @@ func TestManifestSignatures(t *testing.T) {
 	a := p.Anchor()
 	m := signed.Manifest(kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, 3, []byte("module"))
 	sign := func(by ...note.Signer) []byte {
-		b, err := trust.SignManifest(m, by...)
+		b, err := trustsign.Manifest(m, by...)
 		check(t, err)
 		return b
 	}
@@ -111,7 +112,7 @@ func TestAnchor(t *testing.T) {
 			a.Manifest.Keys = append([]string(nil), a.Manifest.Keys...)
 			a.ModuleKeys = append([]trust.ModuleKey(nil), a.ModuleKeys...)
 			tc.change(&a)
-			b, err := a.Encode()
+			b, err := trustsign.Anchor(a)
 			check(t, err)
 			if _, err := trust.ParseAnchor(b, false); fault.CodeOf(err) != tc.code || (err == nil) != (tc.code == "") {
 				t.Errorf("got %v with code %q, want %q", err, fault.CodeOf(err), tc.code)
@@ -123,7 +124,7 @@ func TestAnchor(t *testing.T) {
 			}
 		})
 	}
-	a, err := p.Anchor().Encode()
+	a, err := trustsign.Anchor(p.Anchor())
 	check(t, err)
 	for _, text := range []string{"", "{}", string(a) + "{}", strings.Replace(string(a), `"format"`, `"more":1,"format"`, 1),
 		strings.Replace(string(a), trust.AnchorFormat, "klatch-trust/2", 1)} {
@@ -159,7 +160,7 @@ func TestKeysOfOneNameCountOnce(t *testing.T) {
 		check(t, err)
 		signers, a.Manifest.Keys = append(signers, s), append(a.Manifest.Keys, public)
 	}
-	b, err := trust.SignManifest(signed.Manifest(kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, 3, []byte("module")), signers...)
+	b, err := trustsign.Manifest(signed.Manifest(kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, 3, []byte("module")), signers...)
 	check(t, err)
 	if _, err := a.OpenManifest(b); fault.CodeOf(err) != "manifest_threshold" {
 		t.Errorf("got %v", err)

@@ -8,38 +8,21 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
-	"io"
 
 	"klatch/internal/fault"
 )
 
-// The form of a signed module (include/linux/module_signature.h and
+// ModuleMarker ends a signed module. Its form (include/linux/module_signature.h and
 // scripts/sign-file.c of the kernel): the module, a CMS SignedData in DER
 // (RFC 5652; detached, no attributes, no certificates), a 12-byte trailer,
 // and this line.
-const moduleMarker = "~Module signature appended~\n"
+const ModuleMarker = "~Module signature appended~\n"
 
 const (
 	trailerLen   = 12
 	pkcs7Type    = 2        // PKEY_ID_PKCS7, the only id_type the kernel takes
 	maxSignature = 16 << 10 // RSA-8192 and a long issuer stay below
 )
-
-// AppendModuleSignature signs a module as the kernel's sign-file does: SHA-256
-// and RSA PKCS #1 v1.5, signer named by issuer and serial number. The output
-// is byte for byte that of sign-file.
-func AppendModuleSignature(module []byte, k ModuleKey, signer crypto.Signer, random io.Reader) ([]byte, error) {
-	digest := sha256.Sum256(module)
-	sig, err := signer.Sign(random, digest[:], crypto.SHA256)
-	if err != nil {
-		return nil, err
-	}
-	cms := k.cms(sig)
-	out := append(bytes.Clone(module), cms...)
-	out = append(out, 0, 0, pkcs7Type, 0, 0, 0, 0, 0)
-	out = binary.BigEndian.AppendUint32(out, uint32(len(cms))) //nolint:gosec // below maxSignature
-	return append(out, moduleMarker...), nil
-}
 
 // VerifyModule checks the module signature against the anchor's keys. It does
 // not parse CMS: it builds the one encoding that each key could have made
@@ -50,7 +33,7 @@ func AppendModuleSignature(module []byte, k ModuleKey, signer crypto.Signer, ran
 // sig_enforce it loads an unsigned module or one by an unknown key and merely
 // taints itself (kernel/module/signing.c, module_sig_check).
 func (a *Anchor) VerifyModule(signed []byte) ([]byte, error) {
-	rest, ok := bytes.CutSuffix(signed, []byte(moduleMarker))
+	rest, ok := bytes.CutSuffix(signed, []byte(ModuleMarker))
 	if !ok {
 		return nil, fault.New(fault.Untrusted, "module_unsigned", "module has no signature at its end")
 	}
@@ -63,7 +46,7 @@ func (a *Anchor) VerifyModule(signed []byte) ([]byte, error) {
 		return nil, fault.New(fault.Untrusted, "module_signature_malformed", "module signature has a bad trailer")
 	}
 	module, cms := rest[:len(rest)-int(size)], rest[len(rest)-int(size):]
-	if bytes.HasSuffix(module, []byte(moduleMarker)) {
+	if bytes.HasSuffix(module, []byte(ModuleMarker)) {
 		return nil, fault.New(fault.Untrusted, "module_signature_malformed", "module is signed twice")
 	}
 	digest := sha256.Sum256(module)
@@ -76,7 +59,7 @@ func (a *Anchor) VerifyModule(signed []byte) ([]byte, error) {
 			continue
 		}
 		sig := cms[len(cms)-pub.Size():] // the signature is the last field
-		if !bytes.Equal(cms, k.cms(sig)) {
+		if !bytes.Equal(cms, k.CMS(sig)) {
 			continue
 		}
 		if err := rsa.VerifyPKCS1v15(pub, crypto.SHA256, digest[:], sig); err != nil {
@@ -97,8 +80,8 @@ var (
 	versionOne    = []byte{0x02, 0x01, 0x01}
 )
 
-// cms is the ContentInfo around one signature.
-func (k ModuleKey) cms(sig []byte) []byte {
+// CMS is the ContentInfo around one signature.
+func (k ModuleKey) CMS(sig []byte) []byte {
 	signerInfo := der(0x30, versionOne, der(0x30, k.Issuer, k.Serial), algSHA256, algRSA, der(0x04, sig))
 	signedData := der(0x30, versionOne, der(0x31, algSHA256), der(0x30, oidData), der(0x31, signerInfo))
 	return der(0x30, oidSignedData, der(0xa0, signedData))

@@ -25,6 +25,7 @@ import (
 	"klatch/internal/testkit"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // certificate makes a module key with a certificate, as a publisher has it.
@@ -73,7 +74,7 @@ func TestSameAsKernel(t *testing.T) {
 					}
 					want, err := os.ReadFile(file)
 					check(t, err)
-					got, err := trust.AppendModuleSignature(module, k, key, rand.Reader)
+					got, err := trustsign.Module(module, k, key, rand.Reader)
 					check(t, err)
 					if !bytes.Equal(got, want) {
 						t.Fatalf("module %d: %d bytes differ from sign-file's %d", i, len(got), len(want))
@@ -94,7 +95,7 @@ func TestSameAsKernel(t *testing.T) {
 
 func opensslVerifies(t *testing.T, write func(string, []byte) string, certFile string, module []byte, key *rsa.PrivateKey, k trust.ModuleKey) {
 	t.Helper()
-	whole, err := trust.AppendModuleSignature(module, k, key, rand.Reader)
+	whole, err := trustsign.Module(module, k, key, rand.Reader)
 	check(t, err)
 	_, cms := split(whole)
 	out, err := exec.Command("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", write("cms.der", cms),
@@ -135,7 +136,7 @@ func TestAttack(t *testing.T) {
 	check(t, err)
 	a := p.Anchor()
 	module := randomModule(5)
-	good, err := trust.AppendModuleSignature(module, p.Module, p.Private, rand.Reader)
+	good, err := trustsign.Module(module, p.Module, p.Private, rand.Reader)
 	check(t, err)
 	_, cms := split(good)
 	if body, err := a.VerifyModule(good); err != nil || !bytes.Equal(body, module) {
@@ -210,14 +211,14 @@ func TestAttack(t *testing.T) {
 		}
 	})
 	t.Run("K/foreign key", func(t *testing.T) {
-		bad, err := trust.AppendModuleSignature(module, other.Module, other.Private, rand.Reader)
+		bad, err := trustsign.Module(module, other.Module, other.Private, rand.Reader)
 		check(t, err)
 		if _, err := a.VerifyModule(bad); fault.CodeOf(err) != "module_key_unknown" {
 			t.Errorf("got %v", err)
 		}
 		disguise := other.Module
 		disguise.Issuer, disguise.Serial = p.Module.Issuer, p.Module.Serial
-		bad, err = trust.AppendModuleSignature(module, disguise, other.Private, rand.Reader)
+		bad, err = trustsign.Module(module, disguise, other.Private, rand.Reader)
 		check(t, err)
 		if _, err := a.VerifyModule(bad); fault.CodeOf(err) != "module_signature_bad" {
 			t.Errorf("got %v", err)
@@ -235,7 +236,7 @@ func FuzzVerifyModule(f *testing.F) {
 	p, err := signed.NewPublisher("fuzzed")
 	check(f, err)
 	a := p.Anchor()
-	good, err := trust.AppendModuleSignature([]byte("a module"), p.Module, p.Private, rand.Reader)
+	good, err := trustsign.Module([]byte("a module"), p.Module, p.Private, rand.Reader)
 	check(f, err)
 	f.Add(good)
 	f.Add(good[8:])

@@ -7,8 +7,8 @@
 // means. Writing a repository is package tufrepo.
 //
 // Start with Refresh: one call is one look, with a fresh updater, because
-// go-tuf reads the clock once and never checks a delegation twice. Delegations
-// are not followed: all targets are in the top role.
+// go-tuf reads the clock once. Delegations are followed one level deep and in
+// one form only (delegation.go).
 //
 // The steps are those of the TUF specification, section 5; what this package
 // adds to go-tuf: a context and deadlines, files synced to disk, a clock that
@@ -16,7 +16,6 @@
 package tufclient
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -29,7 +28,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +50,8 @@ const (
 	codeClockBack   fault.Code = "clock_back"           // our own clock
 	codeDigest      fault.Code = "target_digest"
 	codeMissing     fault.Code = "target_missing"
+	codeDelegation  fault.Code = "delegation_refused" // a tree of roles that we do not follow
+	codeJump        fault.Code = "metadata_jump"      // versions that no honest publisher reaches
 )
 
 // Limits. A refresh that takes longer than refreshTimeout in all is given up;
@@ -60,6 +60,12 @@ const (
 	refreshTimeout = 10 * time.Minute
 	maxState       = 8 << 20
 )
+
+// maxJump is how much higher than the one before a version may be. A thief of
+// the online keys could otherwise raise versions to the highest number, and no
+// honest metadata would be newer until those keys are replaced in the root. A
+// publisher that signs every minute needs two years for so many.
+const maxJump = 1_000_000
 
 // clockSlack is how far the clock may go back without being called wrong:
 // time daemons step by seconds.
@@ -73,11 +79,15 @@ type Config struct {
 	Client  *http.Client  // nil: a plain one
 	Now     time.Time     // of this look
 	Timeout time.Duration // for one file; 0: a minute and the file's size at 64 KiB a second
+	// Lazy leaves a release role's list alone until a target of it is asked
+	// for. A machine needs one role of many; who copies needs all.
+	Lazy bool
 }
 
 // Target is one file that the verified metadata names.
 type Target struct {
 	Path   string
+	Role   string // who signed for it: "targets", or a release role
 	Bytes  int64
 	SHA256 string // lower-case hexadecimal
 	Custom json.RawMessage
@@ -88,25 +98,14 @@ type Snapshot struct {
 	cfg     Config
 	targets []Target
 	files   []File
+	tree    *tree
+	open    []releaseRole // not loaded yet
 
 	// Versions of the accepted metadata, for logs.
 	Root, Timestamp, Snapshot, TargetsVersion int64
 	// Expires is when the timestamp does.
 	Expires time.Time
 }
-
-// memory is our own file beside the metadata.
-type memory struct {
-	Format string    `json:"format"`
-	Anchor string    `json:"anchor"` // SHA-256 of Config.Root that the metadata grew from
-	Time   time.Time `json:"time"`   // latest time at which a refresh succeeded
-}
-
-const memoryFormat = "klatch-tufclient/1"
-
-// files is the metadata in the memory, in the order in which it may be
-// replaced: each is verified with those before it.
-var files = []string{"root.json", "timestamp.json", "snapshot.json", "targets.json"}
 
 // Refresh brings the memory up to date and returns what the repository holds.
 // What was verified before an error is kept, as the specification asks: a
@@ -136,198 +135,31 @@ func refresh(ctx context.Context, cfg Config, write func(string, []byte, fs.File
 	}
 	defer os.RemoveAll(staging) //nolint:errcheck // the next refresh clears it
 
-	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
+	limited, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
-	f := &fetcher{ctx: ctx, client: cfg.Client, timeout: cfg.Timeout, roots: map[string][]byte{}}
+	f := &fetcher{ctx: limited, client: cfg.Client, timeout: cfg.Timeout, roots: map[string][]byte{}}
 	u, err := update(cfg, staging, f)
 	if err := errors.Join(err, keep(cfg.Dir, staging, f.roots, write)); err != nil {
 		return nil, err
 	}
-	s, err := newSnapshot(cfg, u)
+	s, err := newSnapshot(cfg, u, f, write)
 	if err != nil {
 		return nil, err
 	}
-	if s.files, err = accepted(cfg.Dir, s); err != nil {
-		return nil, err
+	if !cfg.Lazy {
+		if err := s.loadAll(); err != nil {
+			return nil, err
+		}
+		if s.files, err = accepted(cfg.Dir, s); err != nil {
+			return nil, err
+		}
 	}
+	f.ctx = ctx // of lists that are asked for later
 	if cfg.Now.After(mem.Time) {
 		mem.Time = cfg.Now.UTC()
 	}
 	return s, writeMemory(cfg, mem, write)
 }
-
-// readMemory also notices a new anchor: the machine's owner has decided anew
-// whom to believe, so the old metadata counts no longer.
-func readMemory(cfg Config) (memory, error) {
-	anchor := sha256.Sum256(cfg.Root)
-	fresh := memory{Format: memoryFormat, Anchor: hex.EncodeToString(anchor[:])}
-	b, err := durable.ReadFile(filepath.Join(cfg.Dir, "memory.json"), maxState)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fresh, nil
-	}
-	if err != nil {
-		return fresh, err
-	}
-	var m memory
-	if err := json.Unmarshal(b, &m); err != nil || m.Format != memoryFormat {
-		return fresh, damaged(cfg.Dir, "memory.json", err)
-	}
-	if m.Anchor == fresh.Anchor {
-		return m, nil
-	}
-	fresh.Time = m.Time
-	roots, err := filepath.Glob(filepath.Join(cfg.Dir, "*.root.json"))
-	if err != nil {
-		return fresh, err
-	}
-	for _, name := range files {
-		roots = append(roots, filepath.Join(cfg.Dir, name))
-	}
-	for _, name := range roots {
-		if err := durable.Remove(name); err != nil {
-			return fresh, err
-		}
-	}
-	return fresh, writeMemory(cfg, fresh, durable.WriteFile)
-}
-
-func writeMemory(cfg Config, m memory, write func(string, []byte, fs.FileMode) error) error {
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return write(filepath.Join(cfg.Dir, "memory.json"), append(b, '\n'), 0o600)
-}
-
-func damaged(dir, name string, cause error) error {
-	return fault.New(fault.Internal, "state_malformed", "read %s: not what was written there: %w", filepath.Join(dir, name), cause).
-		WithHint("remove the folder %s; the next look begins at the trust anchor again", dir)
-}
-
-// stage copies the memory to where go-tuf may write without syncing. A file
-// that does not parse would make go-tuf fail for ever, so it is named here.
-func stage(cfg Config) (string, error) {
-	left, err := filepath.Glob(filepath.Join(cfg.Dir, ".staging-*"))
-	if err != nil {
-		return "", err
-	}
-	for _, l := range left {
-		if err := os.RemoveAll(l); err != nil {
-			return "", err
-		}
-	}
-	if err := durable.RemoveTemp(cfg.Dir); err != nil {
-		return "", err
-	}
-	staging, err := os.MkdirTemp(cfg.Dir, ".staging-")
-	if err != nil {
-		return "", err
-	}
-	for _, name := range files {
-		b, err := durable.ReadFile(filepath.Join(cfg.Dir, name), maxState)
-		if errors.Is(err, fs.ErrNotExist) {
-			if name != "root.json" {
-				continue
-			}
-			b, err = cfg.Root, nil
-		}
-		if err != nil {
-			return "", err
-		}
-		if !json.Valid(b) {
-			return "", damaged(cfg.Dir, name, nil)
-		}
-		// The staging folder is thrown away; a torn file in it harms nobody.
-		if err := os.WriteFile(filepath.Join(staging, name), b, 0o600); err != nil { //nolint:forbidigo // see above
-			return "", err
-		}
-	}
-	return staging, nil
-}
-
-// keep writes what changed back, each file whole and synced; first the roots
-// that were walked, under their versions, for those who copy the repository.
-func keep(dir, staging string, walked map[string][]byte, write func(string, []byte, fs.FileMode) error) error {
-	put := func(name string, b []byte) error {
-		old, err := durable.ReadFile(filepath.Join(dir, name), maxState)
-		if err == nil && bytes.Equal(old, b) {
-			return nil
-		}
-		return write(filepath.Join(dir, name), b, 0o600)
-	}
-	for _, name := range files {
-		b, err := durable.ReadFile(filepath.Join(staging, name), maxState)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if name == "root.json" {
-			trusted, err := metadata.Root().FromBytes(b)
-			if err != nil {
-				return damaged(dir, name, err)
-			}
-			for v := trusted.Signed.Version; ; v-- {
-				r, ok := walked[rootName(v)]
-				if !ok && v == trusted.Signed.Version {
-					r, ok = b, true
-				}
-				if !ok {
-					break
-				}
-				if err := put(rootName(v), r); err != nil {
-					return err
-				}
-			}
-		}
-		if err := put(name, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func rootName(version int64) string { return fmt.Sprintf("%d.root.json", version) }
-
-// File is one accepted metadata file under its public name.
-type File struct {
-	Name    string
-	Content []byte
-}
-
-// accepted reads the metadata back in the order in which a copy must be
-// written: timestamp.json last.
-func accepted(dir string, s *Snapshot) ([]File, error) {
-	var list []File
-	for v := int64(1); v <= s.Root; v++ {
-		b, err := durable.ReadFile(filepath.Join(dir, rootName(v)), maxState)
-		if errors.Is(err, fs.ErrNotExist) {
-			list = nil // the anchor begins later than at the first root
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, File{rootName(v), b})
-	}
-	for _, f := range []struct{ memory, public string }{
-		{"targets.json", fmt.Sprintf("%d.targets.json", s.TargetsVersion)},
-		{"snapshot.json", fmt.Sprintf("%d.snapshot.json", s.Snapshot)},
-		{"timestamp.json", "timestamp.json"},
-	} {
-		b, err := durable.ReadFile(filepath.Join(dir, f.memory), maxState)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, File{f.public, b})
-	}
-	return list, nil
-}
-
-// Files is the accepted metadata, byte for byte, in the order in which a copy
-// of the repository must be written.
-func (s *Snapshot) Files() []File { return slices.Clone(s.files) }
 
 func update(cfg Config, staging string, f *fetcher) (u *updater.Updater, err error) {
 	// go-tuf follows absent members of signed metadata without looking (seen
@@ -380,43 +212,87 @@ func explain(err error) error {
 	return fault.New(fault.Untrusted, codeMalformed, "metadata: %w", err)
 }
 
-var segment = regexp.MustCompile(`^[0-9A-Za-z_][0-9A-Za-z.+~_-]{0,127}$`)
-
-func newSnapshot(cfg Config, u *updater.Updater) (*Snapshot, error) {
+func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, []byte, fs.FileMode) error) (*Snapshot, error) {
 	trusted := u.GetTrustedMetadataSet()
+	top := trusted.Targets[metadata.TARGETS]
 	s := &Snapshot{
 		cfg: cfg, Root: trusted.Root.Signed.Version, Timestamp: trusted.Timestamp.Signed.Version,
-		Snapshot: trusted.Snapshot.Signed.Version, TargetsVersion: trusted.Targets[metadata.TARGETS].Signed.Version,
+		Snapshot: trusted.Snapshot.Signed.Version, TargetsVersion: top.Signed.Version,
 		Expires: trusted.Timestamp.Signed.Expires,
+		tree:    &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
 	}
-	for name, f := range u.GetTopLevelTargets() {
-		parts := strings.Split(name, "/")
-		if len(name) > 512 || slices.ContainsFunc(parts, func(p string) bool { return !segment.MatchString(p) }) {
-			return nil, fault.New(fault.Untrusted, codeMalformed, "target path %.160q is not allowed", name)
-		}
-		if f == nil || f.Length < 0 || len(f.Hashes) != 1 || len(f.Hashes["sha256"]) != sha256.Size {
-			return nil, fault.New(fault.Untrusted, codeMalformed, "target %s has no length or not exactly one SHA-256", name)
-		}
-		t := Target{Path: name, Bytes: f.Length, SHA256: hex.EncodeToString(f.Hashes["sha256"])}
-		if f.Custom != nil {
-			t.Custom = *f.Custom
+	var err error
+	if s.tree.roles, err = roles(top.Signed.Delegations); err != nil {
+		return nil, err
+	}
+	s.open = slices.Clone(s.tree.roles)
+	for name, f := range top.Signed.Targets {
+		t, err := target(name, f)
+		if err != nil {
+			return nil, err
 		}
 		s.targets = append(s.targets, t)
 	}
-	slices.SortFunc(s.targets, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
+	s.sort()
 	return s, nil
+}
+
+func (s *Snapshot) sort() {
+	slices.SortFunc(s.targets, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
+}
+
+func (s *Snapshot) loadAll() error {
+	for len(s.open) > 0 {
+		if err := s.loadRole(0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadRole adds the targets of one release role. The top list comes first: what
+// it names itself no role may name otherwise.
+func (s *Snapshot) loadRole(i int) error {
+	own, err := s.tree.load(s.open[i])
+	if err != nil {
+		return err
+	}
+	own = slices.DeleteFunc(own, func(t Target) bool {
+		_, there := s.find(t.Path)
+		return there
+	})
+	s.targets = append(s.targets, own...)
+	s.open = slices.Delete(s.open, i, i+1)
+	s.sort()
+	return nil
 }
 
 // Targets lists what the repository offers, by path.
 func (s *Snapshot) Targets() []Target { return slices.Clone(s.targets) }
 
-// Target finds one target by its path.
-func (s *Snapshot) Target(name string) (Target, error) {
+func (s *Snapshot) find(name string) (Target, bool) {
 	i, ok := slices.BinarySearchFunc(s.targets, name, func(t Target, n string) int { return strings.Compare(t.Path, n) })
 	if !ok {
-		return Target{}, fault.New(fault.NotFound, codeMissing, "target %.200q is not in the signed list", name)
+		return Target{}, false
 	}
-	return s.targets[i], nil
+	return s.targets[i], true
+}
+
+// Target finds one target by its path, and for that loads the list of the
+// release role that it belongs to.
+func (s *Snapshot) Target(name string) (Target, error) {
+	if t, ok := s.find(name); ok {
+		return t, nil
+	}
+	if i := slices.IndexFunc(s.open, func(r releaseRole) bool { return r.matches(name) }); i >= 0 {
+		if err := s.loadRole(i); err != nil {
+			return Target{}, err
+		}
+		if t, ok := s.find(name); ok {
+			return t, nil
+		}
+	}
+	return Target{}, fault.New(fault.NotFound, codeMissing, "target %.200q is not in the signed list", name)
 }
 
 // Download gets a target of the signed list. The bytes are those that were

@@ -29,8 +29,10 @@ func Open(dir string) (Contents, error) {
 // metadata does not name it.
 func (c Contents) Read(name string, limit int64) ([]byte, error) {
 	var f *metadata.TargetFiles
-	if c.have.targets != nil {
-		f = c.have.targets.Signed.Targets[name]
+	for _, l := range c.have.lists {
+		if t := l.meta.Signed.Targets[name]; t != nil {
+			f = t
+		}
 	}
 	if f == nil {
 		return nil, fault.New(fault.NotFound, "target_missing", "target %.160q is not published", name)

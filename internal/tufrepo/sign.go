@@ -10,182 +10,118 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
-	"klatch/internal/durable"
 	"klatch/internal/fault"
 )
 
-// maxMetadata limits one metadata file, in bytes. It is go-tuf's own limit for
-// targets, about 10,000 of them.
-const maxMetadata = 5_000_000
-
-// have is what a client accepts now: what timestamp.json leads to. All but the
-// root are nil before the first publication.
-type have struct {
-	root          *metadata.Metadata[metadata.RootType]
-	timestamp     *metadata.Metadata[metadata.TimestampType]
-	snapshot      *metadata.Metadata[metadata.SnapshotType]
-	targets       *metadata.Metadata[metadata.TargetsType]
-	snapshotBytes []byte
-	targetsBytes  []byte
-}
-
-func (d disk) load() (have, error) {
-	var h have
-	versions, err := d.versions(metadata.ROOT)
+// KeyID is how TUF metadata names a public key: the SHA-256 of its canonical
+// form (TUF specification 1.0, section 4.2).
+func KeyID(public crypto.PublicKey) (string, error) {
+	k, err := metadata.KeyFromPublicKey(public)
 	if err != nil {
-		return h, err
+		return "", fault.New(fault.Invalid, "bad_key", "key of type %T cannot sign metadata", public).
+			WithHint("use ECDSA P-256 or Ed25519")
 	}
-	if len(versions) == 0 {
-		return h, fault.New(fault.NotFound, "repository_missing", "repository %s has no root", d.dir).
-			WithHint("make it first: klatch-forge init")
-	}
-	newest := versions[0]
-	for _, v := range versions {
-		newest = max(newest, v)
-	}
-	b, err := durable.ReadFile(d.metadata(fmt.Sprintf("%d.root.json", newest)), maxMetadata)
-	if err != nil {
-		return h, err
-	}
-	if h.root, err = metadata.Root().FromBytes(b); err != nil {
-		return h, fmt.Errorf("read root %d of %s: %w", newest, d.dir, err)
-	}
-	b, err = durable.ReadFile(d.metadata("timestamp.json"), maxMetadata)
-	if errors.Is(err, fs.ErrNotExist) {
-		return h, nil
-	}
-	if err != nil {
-		return h, err
-	}
-	if h.timestamp, err = metadata.Timestamp().FromBytes(b); err != nil {
-		return h, fmt.Errorf("read timestamp of %s: %w", d.dir, err)
-	}
-	meta := h.timestamp.Signed.Meta["snapshot.json"]
-	if meta == nil {
-		return h, fmt.Errorf("read timestamp of %s: it names no snapshot", d.dir)
-	}
-	if h.snapshotBytes, err = durable.ReadFile(d.metadata(fmt.Sprintf("%d.snapshot.json", meta.Version)), maxMetadata); err != nil {
-		return h, err
-	}
-	if h.snapshot, err = metadata.Snapshot().FromBytes(h.snapshotBytes); err != nil {
-		return h, fmt.Errorf("read snapshot %d of %s: %w", meta.Version, d.dir, err)
-	}
-	if meta = h.snapshot.Signed.Meta["targets.json"]; meta == nil {
-		return h, fmt.Errorf("read snapshot of %s: it names no targets", d.dir)
-	}
-	if h.targetsBytes, err = durable.ReadFile(d.metadata(fmt.Sprintf("%d.targets.json", meta.Version)), maxMetadata); err != nil {
-		return h, err
-	}
-	if h.targets, err = metadata.Targets().FromBytes(h.targetsBytes); err != nil {
-		return h, fmt.Errorf("read targets %d of %s: %w", meta.Version, d.dir, err)
-	}
-	return h, nil
+	return k.ID()
 }
 
-func (h have) targetsExpires() time.Time {
-	if h.targets == nil {
-		return time.Time{}
-	}
-	return h.targets.Signed.Expires
-}
+// bag is the private keys at hand, by key id. Which of them a role accepts is
+// what its metadata says, not where the key lay.
+type bag map[string]crypto.Signer
 
-func (h have) targetsVersion() int64 {
-	if h.targets == nil {
-		return 0
-	}
-	return h.targets.Signed.Version
-}
-
-func (h have) snapshotVersion() int64 {
-	if h.snapshot == nil {
-		return 0
-	}
-	return h.snapshot.Signed.Version
-}
-
-func (h have) timestampVersion() int64 {
-	if h.timestamp == nil {
-		return 0
-	}
-	return h.timestamp.Signed.Version
-}
-
-// versions lists the version numbers of a role's files in the folder, those
-// that no timestamp names included.
-func (d disk) versions(role string) ([]int64, error) {
-	names, err := filepath.Glob(d.metadata("*." + role + ".json"))
-	if err != nil {
-		return nil, err
-	}
-	var vs []int64
-	for _, n := range names {
-		v, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(n), "."+role+".json"), 10, 64)
-		if err == nil && v > 0 {
-			vs = append(vs, v)
+func newBag(keys Keys) (bag, error) {
+	b := bag{}
+	for _, r := range []Role{keys.Root, keys.Targets, keys.Release, keys.Snapshot, keys.Timestamp} {
+		if err := b.add(r.Signers...); err != nil {
+			return nil, err
 		}
 	}
-	return vs, nil
+	return b, nil
 }
 
-// nextVersion is one more than anything ever written, so that no name gets a
-// second content, whatever a mirror has cached.
-func (d disk) nextVersion(role string, current int64) (int64, error) {
-	vs, err := d.versions(role)
-	if err != nil {
-		return 0, err
+func (b bag) add(signers ...crypto.Signer) error {
+	for _, s := range signers {
+		id, err := KeyID(s.Public())
+		if err != nil {
+			return err
+		}
+		b[id] = s
 	}
-	for _, v := range vs {
-		current = max(current, v)
-	}
-	return current + 1, nil
+	return nil
 }
 
-func writeVersioned[T metadata.Roles](d disk, m *metadata.Metadata[T], root *metadata.Metadata[metadata.RootType], role string, keys Role) ([]byte, error) {
-	b, err := sign(m, root, role, keys)
-	if err != nil {
-		return nil, err
-	}
-	return b, d.write(d.metadata(fmt.Sprintf("%d.%s.json", version(m), role)), b, 0o644)
+// group is a set of keys of which a threshold must sign.
+type group struct {
+	by        string // for people: "root 3", "role debian-12-amd64"
+	ids       []string
+	threshold int
 }
 
-func version(m any) int64 {
-	switch m := m.(type) {
-	case *metadata.Metadata[metadata.TargetsType]:
-		return m.Signed.Version
-	case *metadata.Metadata[metadata.SnapshotType]:
-		return m.Signed.Version
-	}
-	return 0
-}
-
-// sign signs with every signer of the role and then asks, as a client would,
-// whether that is enough. Nothing that a client refuses is written.
-func sign[T metadata.Roles](m *metadata.Metadata[T], root *metadata.Metadata[metadata.RootType], role string, keys Role) ([]byte, error) {
-	m.ClearSignatures()
-	for _, s := range keys.Signers {
-		if _, err := m.Sign(adapter{s}); err != nil {
-			return nil, fmt.Errorf("sign %s: %w", role, err)
+func (g group) have(sigs []metadata.Signature) (n int) {
+	for _, id := range g.ids {
+		if slices.ContainsFunc(sigs, func(s metadata.Signature) bool { return s.KeyID == id }) {
+			n++
 		}
 	}
+	return n
+}
+
+// rootGroup is what a root says of one of the four top roles.
+func rootGroup(root *rootMeta, role string) group {
+	r := root.Signed.Roles[role]
+	if r == nil {
+		return group{by: fmt.Sprintf("root %d", root.Signed.Version)}
+	}
+	return group{fmt.Sprintf("root %d, keys of %s", root.Signed.Version, role), r.KeyIDs, r.Threshold}
+}
+
+func releaseGroup(top *listMeta, role string) group {
+	for _, r := range delegations(top) {
+		if r.Name == role {
+			return group{"role " + role, r.KeyIDs, r.Threshold}
+		}
+	}
+	return group{by: "role " + role}
+}
+
+// sign adds the signatures of all keys at hand that one of the groups names
+// and that have not signed yet.
+func sign[T metadata.Roles](m *metadata.Metadata[T], keys bag, groups ...group) error {
+	for _, g := range groups {
+		for _, id := range g.ids {
+			s := keys[id]
+			if s == nil || slices.ContainsFunc(m.Signatures, func(x metadata.Signature) bool { return x.KeyID == id }) {
+				continue
+			}
+			if _, err := m.Sign(adapter{s}); err != nil {
+				return fmt.Errorf("sign with key %.8s: %w", id, err)
+			}
+		}
+	}
+	return nil
+}
+
+// enough asks, as a client would, whether the signatures are enough. Nothing
+// that a client refuses is written.
+func enough[T metadata.Roles](root *rootMeta, role string, m *metadata.Metadata[T]) error {
 	if err := root.VerifyDelegate(role, m); err != nil {
-		return nil, fault.New(fault.Untrusted, "keys_not_in_root", "sign %s: clients would refuse the result: %w", role, err).
+		return fault.New(fault.Untrusted, "keys_not_in_root", "sign %s: clients would refuse the result: %w", role, err).
 			WithHint("use the keys that root %d names for %s", root.Signed.Version, role)
 	}
+	return nil
+}
+
+func encode[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) {
 	b, err := m.ToBytes(false)
 	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", role, err)
+		return nil, fmt.Errorf("encode metadata: %w", err)
 	}
 	return append(b, '\n'), nil
 }

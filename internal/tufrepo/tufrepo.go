@@ -7,14 +7,22 @@
 //
 // Layout, with consistent snapshots (TUF specification 1.0, section 6.2):
 //
-//	metadata/N.root.json, N.targets.json, N.snapshot.json, timestamp.json
+//	metadata/N.root.json, N.targets.json, N.<release role>.json,
+//	         N.snapshot.json, timestamp.json
 //	targets/<folder>/<sha256>.<name>
+//
+// The top role "targets" delegates to release roles, each terminating, each
+// with one pattern that no other one overlaps: one parent, no diamonds.
 //
 // Start with Publish. Its order is what makes it safe to die anywhere: targets
 // first, then the metadata that names them, timestamp.json last. Until that
 // last rename a client sees the old repository, after it the new one. No
 // version number is used twice, so a file that a dead run left behind is never
 // overwritten: the next run takes the next number.
+//
+// Where keys are with several people, Publish and Prepare return a Draft:
+// metadata that waits for signatures. Each person adds theirs (Draft.Sign) and
+// Complete writes the result.
 package tufrepo
 
 import (
@@ -25,7 +33,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -42,10 +49,12 @@ import (
 
 // How long each role's metadata lives. The timestamp is what tells a machine
 // that nobody withholds news from it, so it is short and signed by a key that
-// is online; the root is signed by hand.
+// is online; root and targets are signed by hand. A top list without release
+// roles holds the livepatches itself and lives as long as a release role.
 const (
 	RootLife      = 365 * 24 * time.Hour
-	TargetsLife   = 60 * 24 * time.Hour
+	TargetsLife   = 180 * 24 * time.Hour
+	ReleaseLife   = 60 * 24 * time.Hour
 	SnapshotLife  = 7 * 24 * time.Hour
 	TimestampLife = 48 * time.Hour
 )
@@ -56,10 +65,12 @@ type Role struct {
 	Threshold int
 }
 
-// Keys are the signers of the four roles. Publish needs all but Root; Refresh
-// needs Snapshot and Timestamp, and Targets only when targets run out.
+// Keys are the signers at hand. Init needs those of the four top roles with
+// their thresholds; everything later asks the metadata which keys a role has,
+// and uses those that are here.
 type Keys struct {
 	Root, Targets, Snapshot, Timestamp Role
+	Release                            Role // of all release roles; the threshold is not used
 }
 
 // Target is one file to publish. Custom is a JSON value that the metadata
@@ -75,17 +86,22 @@ type Target struct {
 }
 
 // Publication is what to add to the repository and what to stop offering.
-// Targets that are there already stay.
+// Targets that are there already stay. A target goes into the list of the
+// release role whose pattern it matches, else into the top list. Roles that
+// are not there yet are delegated first, and take over their targets.
 type Publication struct {
 	Targets  []Target
 	Withdraw []string
+	Roles    []ReleaseRole
 }
 
 // Result says what the repository holds now.
 type Result struct {
-	Root, Targets, Snapshot, Timestamp int64 // versions
+	Root, Targets, Snapshot, Timestamp int64            // versions
+	Release                            map[string]int64 // by release role
 	Expires                            time.Time
-	Changed                            bool // false: everything was published already
+	Changed                            bool   // false: everything was published already
+	Draft                              *Draft // not nil: nothing is published before others have signed
 }
 
 // Init makes the folder and signs the first root. Repeating it on a folder
@@ -115,7 +131,7 @@ func Publish(ctx context.Context, dir string, p Publication, keys Keys, now time
 }
 
 // Refresh signs again what has lived through half of its life: the timestamp,
-// the snapshot and, if the keys are there, the targets.
+// the snapshot and, if the keys are there, the lists of targets.
 func Refresh(ctx context.Context, dir string, keys Keys, now time.Time) (Result, error) {
 	return Publish(ctx, dir, Publication{}, keys, now)
 }
@@ -179,7 +195,17 @@ func (d disk) init(ctx context.Context, keys Keys, now time.Time) ([]byte, error
 		}
 		root.Signed.Roles[r.name].Threshold = r.role.Threshold
 	}
-	b, err := sign(root, root, metadata.ROOT, keys.Root)
+	all, err := newBag(keys)
+	if err != nil {
+		return nil, err
+	}
+	if err := sign(root, all, rootGroup(root, metadata.ROOT)); err != nil {
+		return nil, err
+	}
+	if err := enough(root, metadata.ROOT, root); err != nil {
+		return nil, err
+	}
+	b, err := encode(root)
 	if err != nil {
 		return nil, err
 	}
@@ -191,24 +217,15 @@ func (d disk) init(ctx context.Context, keys Keys, now time.Time) ([]byte, error
 
 func (d disk) publish(ctx context.Context, p Publication, keys Keys, now time.Time) (Result, error) {
 	var none Result
-	for _, sub := range []string{"metadata", "targets"} {
-		if err := d.mkdir(filepath.Join(d.dir, sub), 0o755); err != nil {
-			return none, err
-		}
-	}
-	if err := d.remove(filepath.Join(d.dir, "metadata")); err != nil {
-		return none, err
-	}
-	have, err := d.load()
+	have, err := d.begin(now)
 	if err != nil {
 		return none, err
 	}
-	if have.root.Signed.IsExpired(now) {
-		return none, fault.New(fault.Untrusted, "metadata_expired", "root %d expired at %s", have.root.Signed.Version, have.root.Signed.Expires.Format(time.RFC3339)).
-			WithHint("sign a new root: docs/howto/rotate-keys.md")
+	all, err := newBag(keys)
+	if err != nil {
+		return none, err
 	}
-
-	targets, changed, err := have.merge(p, now)
+	next, err := d.plan(have, p, all, now)
 	if err != nil {
 		return none, err
 	}
@@ -220,60 +237,130 @@ func (d disk) publish(ctx context.Context, p Publication, keys Keys, now time.Ti
 			return none, err
 		}
 	}
-	if halfGone(have.targetsExpires(), TargetsLife, now) && len(keys.Targets.Signers) >= keys.Targets.Threshold && keys.Targets.Threshold > 0 {
-		changed = true
-	}
-	targetsBytes := have.targetsBytes
-	if changed || have.targets == nil {
-		targets.Signed.Expires = expiry(now, TargetsLife)
-		if targets.Signed.Version, err = d.nextVersion(metadata.TARGETS, have.targetsVersion()); err != nil {
-			return none, err
-		}
-		if targetsBytes, err = writeVersioned(d, targets, have.root, metadata.TARGETS, keys.Targets); err != nil {
-			return none, err
-		}
-	} else {
-		targets = have.targets
-	}
+	return d.signAndApply(ctx, have, next, all, "publish", now)
+}
 
-	snapshot, snapshotBytes := have.snapshot, have.snapshotBytes
-	newSnapshot := changed || snapshot == nil || halfGone(snapshot.Signed.Expires, SnapshotLife, now)
-	if newSnapshot {
-		if err := ctx.Err(); err != nil {
-			return none, err
-		}
-		snapshot = metadata.Snapshot(expiry(now, SnapshotLife))
-		snapshot.Signed.Meta = map[string]*metadata.MetaFiles{"targets.json": describe(targetsBytes, targets.Signed.Version)}
-		if snapshot.Signed.Version, err = d.nextVersion(metadata.SNAPSHOT, have.snapshotVersion()); err != nil {
-			return none, err
-		}
-		if snapshotBytes, err = writeVersioned(d, snapshot, have.root, metadata.SNAPSHOT, keys.Snapshot); err != nil {
-			return none, err
+// begin makes the folders, clears what a dead run left, and reads what is in
+// force.
+func (d disk) begin(now time.Time) (have, error) {
+	for _, sub := range []string{"metadata", "targets"} {
+		if err := d.mkdir(filepath.Join(d.dir, sub), 0o755); err != nil {
+			return have{}, err
 		}
 	}
+	if err := d.remove(filepath.Join(d.dir, "metadata")); err != nil {
+		return have{}, err
+	}
+	h, err := d.load()
+	if err != nil {
+		return h, err
+	}
+	if h.root.Signed.IsExpired(now) {
+		return h, fault.New(fault.Untrusted, "metadata_expired", "root %d expired at %s", h.root.Signed.Version, h.root.Signed.Expires.Format(time.RFC3339)).
+			WithHint("sign a new root: klatch-forge keys renew root")
+	}
+	return h, nil
+}
 
-	timestamp := have.timestamp
-	newTimestamp := newSnapshot || timestamp == nil || halfGone(timestamp.Signed.Expires, TimestampLife, now)
-	if newTimestamp {
-		if err := ctx.Err(); err != nil {
-			return none, err
+// plan makes the lists that a publication changes, and those that have lived
+// through half of their life and can be signed here; unsigned.
+func (d disk) plan(h have, p Publication, keys bag, now time.Time) (proposal, error) {
+	next := proposal{lists: map[string]*listMeta{}}
+	lists := map[string]*listMeta{metadata.TARGETS: copyList(h.top())}
+	top := lists[metadata.TARGETS]
+	changed := map[string]bool{metadata.TARGETS: h.top() == nil}
+	for _, r := range delegations(top) {
+		lists[r.Name] = copyList(h.lists[r.Name].meta)
+	}
+	for _, r := range p.Roles {
+		if lists[r.Name()] != nil {
+			continue
 		}
-		timestamp = metadata.Timestamp(expiry(now, TimestampLife))
-		timestamp.Signed.Version = have.timestampVersion() + 1
-		timestamp.Signed.Meta = map[string]*metadata.MetaFiles{"snapshot.json": describe(snapshotBytes, snapshot.Signed.Version)}
-		b, err := sign(timestamp, have.root, metadata.TIMESTAMP, keys.Timestamp)
+		moved, err := delegate(top, r)
 		if err != nil {
-			return none, err
+			return next, err
 		}
-		if err := d.write(d.metadata("timestamp.json"), b, 0o644); err != nil {
-			return none, err
+		lists[r.Name()] = moved
+		changed[metadata.TARGETS], changed[r.Name()] = true, true
+	}
+	for _, t := range p.Targets {
+		role := owner(top, t.Path)
+		added, err := put(lists[role], t)
+		if err != nil {
+			return next, err
+		}
+		changed[role] = changed[role] || added
+	}
+	for _, name := range p.Withdraw {
+		for role, l := range lists {
+			if _, there := l.Signed.Targets[name]; there {
+				delete(l.Signed.Targets, name)
+				changed[role] = true
+			}
 		}
 	}
-	return Result{
-		Root: have.root.Signed.Version, Targets: targets.Signed.Version,
-		Snapshot: snapshot.Signed.Version, Timestamp: timestamp.Signed.Version,
-		Expires: timestamp.Signed.Expires, Changed: newTimestamp,
-	}, nil
+	for role, l := range lists {
+		old := h.lists[role].meta
+		if !changed[role] && (!halfGone(old.Signed.Expires, life(role, l), now) || !h.canSign(role, keys)) {
+			continue
+		}
+		if err := d.renew(h, role, l, now); err != nil {
+			return next, err
+		}
+		next.lists[role] = l
+	}
+	return next, nil
+}
+
+// renew gives a list its next version and a whole life.
+func (d disk) renew(h have, role string, l *listMeta, now time.Time) (err error) {
+	l.Signed.Expires = expiry(now, life(role, l))
+	l.Signed.Version, err = d.nextVersion(role, h.listVersion(role))
+	return err
+}
+
+func life(role string, l *listMeta) time.Duration {
+	if role == metadata.TARGETS && len(delegations(l)) > 0 {
+		return TargetsLife
+	}
+	return ReleaseLife
+}
+
+// owner is the role whose list a target belongs into.
+func owner(top *listMeta, name string) string {
+	for _, r := range delegations(top) {
+		if ok, err := r.IsDelegatedPath(name); err == nil && ok {
+			return r.Name
+		}
+	}
+	return metadata.TARGETS
+}
+
+// put adds a target to a list and says whether that changed it.
+func put(l *listMeta, t Target) (bool, error) {
+	if err := checkPath(t.Path); err != nil {
+		return false, err
+	}
+	f := metadata.TargetFile()
+	f.Path, f.Length = t.Path, int64(len(t.Content))
+	sum, err := hex.DecodeString(digest(t.Content))
+	if err != nil {
+		return false, err
+	}
+	f.Hashes = metadata.Hashes{"sha256": sum} // one only: go-tuf picks any of several for the file name
+	if t.Custom != nil {
+		f.Custom = &t.Custom
+	}
+	old, there := l.Signed.Targets[t.Path]
+	switch {
+	case there && !old.Equal(*f) && !t.Replace:
+		return false, fault.New(fault.Conflict, "target_exists", "target %s is published with other content", t.Path).
+			WithHint("a published file never changes; publish a higher sequence")
+	case there && old.Equal(*f) && sameJSON(old.Custom, f.Custom):
+		return false, nil
+	}
+	l.Signed.Targets[t.Path] = f
+	return true, nil
 }
 
 // putTarget writes a target under its digest. A file that is there with the
@@ -315,45 +402,4 @@ func checkPath(p string) error {
 		return fault.New(fault.Invalid, "bad_target_path", "%.160q is not a target path", p)
 	}
 	return nil
-}
-
-func (h have) merge(p Publication, now time.Time) (*metadata.Metadata[metadata.TargetsType], bool, error) {
-	targets := metadata.Targets(expiry(now, TargetsLife))
-	if h.targets != nil {
-		maps.Copy(targets.Signed.Targets, h.targets.Signed.Targets)
-		targets.Signed.Delegations = h.targets.Signed.Delegations
-	}
-	changed := false
-	for _, t := range p.Targets {
-		if err := checkPath(t.Path); err != nil {
-			return nil, false, err
-		}
-		f := metadata.TargetFile()
-		f.Path, f.Length = t.Path, int64(len(t.Content))
-		sum, err := hex.DecodeString(digest(t.Content))
-		if err != nil {
-			return nil, false, err
-		}
-		f.Hashes = metadata.Hashes{"sha256": sum} // one only: go-tuf picks any of several for the file name
-		if t.Custom != nil {
-			f.Custom = &t.Custom
-		}
-		old, there := targets.Signed.Targets[t.Path]
-		switch {
-		case there && !old.Equal(*f) && !t.Replace:
-			return nil, false, fault.New(fault.Conflict, "target_exists", "target %s is published with other content", t.Path).
-				WithHint("a published file never changes; publish a higher sequence")
-		case there && old.Equal(*f) && sameJSON(old.Custom, f.Custom):
-			continue
-		}
-		targets.Signed.Targets[t.Path] = f
-		changed = true
-	}
-	for _, name := range p.Withdraw {
-		if _, there := targets.Signed.Targets[name]; there {
-			delete(targets.Signed.Targets, name)
-			changed = true
-		}
-	}
-	return targets, changed, nil
 }

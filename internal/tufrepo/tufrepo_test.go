@@ -144,7 +144,7 @@ func TestWhatIsSaidAnewTakesTheOldOnesPlace(t *testing.T) {
 		if got, ok := accepted(t, dir, root, start); !ok || len(got) != 2 {
 			t.Errorf("client sees %v", got)
 		}
-		if h, err := newDisk(dir).load(); err != nil || hex.EncodeToString(h.targets.Signed.Targets[said.Path].Hashes["sha256"]) != digest([]byte(content)) {
+		if h, err := newDisk(dir).load(); err != nil || hex.EncodeToString(h.top().Signed.Targets[said.Path].Hashes["sha256"]) != digest([]byte(content)) {
 			t.Errorf("%q is not what the metadata names: %v", content, err)
 		}
 	}

@@ -33,12 +33,12 @@ type Policy struct {
 // Thresholds says how many keys of each kind a profile makes and needs.
 type Thresholds struct{ Keys, Need int }
 
-// Rules of the profiles: root, targets and manifest keys. Snapshot and
+// Rules of the profiles: root, targets, release and manifest keys. Snapshot and
 // timestamp always have one key (security design, section 4.1).
 var Rules = map[trust.Profile]map[string]Thresholds{
-	trust.Lab:   {"root": {1, 1}, "targets": {1, 1}, "manifest": {1, 1}},
-	trust.Small: {"root": {3, 2}, "targets": {2, 2}, "manifest": {2, 2}},
-	trust.Full:  {"root": {5, 3}, "targets": {3, 2}, "manifest": {3, 2}},
+	trust.Lab:   {"root": {1, 1}, "targets": {1, 1}, "release": {1, 1}, "manifest": {1, 1}},
+	trust.Small: {"root": {3, 2}, "targets": {2, 2}, "release": {2, 2}, "manifest": {2, 2}},
+	trust.Full:  {"root": {5, 3}, "targets": {3, 2}, "release": {3, 2}, "manifest": {3, 2}},
 }
 
 // Dir is a publisher's data folder.
@@ -52,6 +52,13 @@ func (d Dir) Repository() string { return filepath.Join(d.Path, "repository") }
 
 // Keys is the folder of private keys.
 func (d Dir) Keys() string { return filepath.Join(d.Path, "keys") }
+
+// Pending is the folder of drafts that wait for signatures.
+func (d Dir) Pending() string { return filepath.Join(d.Path, "pending") }
+
+// Ceremonies is the folder of drafts that came into force: the record of who
+// changed which keys when.
+func (d Dir) Ceremonies() string { return filepath.Join(d.Path, "ceremonies") }
 
 // Anchor is the file for machines and servers.
 func (d Dir) Anchor() string { return filepath.Join(d.Path, "trust.json") }

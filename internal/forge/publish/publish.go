@@ -44,7 +44,14 @@ type custom struct {
 // kernel builds; or finds them published.
 func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time.Time) (tufrepo.Result, error) {
 	var p tufrepo.Publication
+	recalls, err := Recalls(d)
+	if err != nil {
+		return tufrepo.Result{}, err
+	}
 	for _, b := range builds {
+		if recalls.Check(b.BuildID, b.Sequence) != nil {
+			continue
+		}
 		t, err := target(d, b)
 		if err != nil {
 			return tufrepo.Result{}, err
@@ -73,7 +80,10 @@ func Publish(ctx context.Context, d datadir.Dir, builds []build.Result, now time
 		}
 		p.Targets = append(p.Targets, policy)
 	}
-	keys, err := sign.RepositoryKeys(d, false)
+	if err := releaseRoles(d, &p); err != nil {
+		return tufrepo.Result{}, err
+	}
+	keys, err := sign.RepositoryKeys(d, sign.All)
 	if err != nil {
 		return tufrepo.Result{}, err
 	}
@@ -153,7 +163,7 @@ func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {
 
 // Refresh signs again what is about to expire.
 func Refresh(ctx context.Context, d datadir.Dir, now time.Time) (tufrepo.Result, error) {
-	keys, err := sign.RepositoryKeys(d, false)
+	keys, err := sign.RepositoryKeys(d, sign.Unattended)
 	if err != nil {
 		return tufrepo.Result{}, err
 	}

@@ -31,6 +31,7 @@ import (
 	"klatch/internal/forge/witness"
 	"klatch/internal/translog"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -146,7 +147,7 @@ func intoAnchor(d datadir.Dir, policy string) error {
 		return err
 	}
 	anchor.LogPolicy = policy
-	b, err := anchor.Encode()
+	b, err := trustsign.Anchor(*anchor)
 	if err != nil {
 		return err
 	}

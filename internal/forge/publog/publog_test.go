@@ -117,7 +117,7 @@ func publishAll(ctx context.Context, d datadir.Dir, targets []tufrepo.Target) er
 	if err != nil {
 		return err
 	}
-	keys, err := sign.RepositoryKeys(d, false)
+	keys, err := sign.RepositoryKeys(d, sign.All)
 	if err != nil {
 		return err
 	}
@@ -251,7 +251,7 @@ func TestAuditFinds(t *testing.T) {
 		do   func(t *testing.T, d datadir.Dir, q *publog.Question)
 	}{
 		{"a file that was never logged", publog.CodeNotLogged, func(t *testing.T, d datadir.Dir, _ *publog.Question) {
-			keys, err := sign.RepositoryKeys(d, false)
+			keys, err := sign.RepositoryKeys(d, sign.All)
 			if err == nil {
 				_, err = tufrepo.Publish(t.Context(), d.Repository(), tufrepo.Publication{Targets: some(4)[6:]}, keys, time.Now())
 			}

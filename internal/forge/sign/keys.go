@@ -3,14 +3,13 @@
 // Package sign holds the publisher's private keys and makes the two
 // signatures of a livepatch: the module signature, which kernels check, and
 // the manifest signature, which klatchd and the root loader check. Keys lie in
-// files of mode 0600; a token or a second host are later drivers of the same
-// interface (crypto.Signer).
+// files of mode 0600, under a passphrase or not, or in tokens (package
+// keyfile).
 package sign
 
 import (
 	"context"
 	"crypto"
-	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -21,7 +20,10 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,7 +33,9 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/datadir"
+	"klatch/internal/forge/keyfile"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -48,11 +52,17 @@ const moduleCertLife = 10 * 365 * 24 * time.Hour
 // there stay.
 func MakeKeys(ctx context.Context, d datadir.Dir, now time.Time) error {
 	rules := datadir.Rules[d.Policy.Profile]
-	for role, n := range map[string]int{"root": rules["root"].Keys, "targets": rules["targets"].Keys, "snapshot": 1, "timestamp": 1} {
-		for i := range n {
-			if err := makeFile(keyFile(d, role, i), newEd25519); err != nil {
-				return err
-			}
+	if _, err := os.Stat(d.Anchor()); err == nil {
+		return attest.MakeKeys(d) // the rest is complete, and may have moved to its holders
+	}
+	for role, n := range map[string]int{"root": rules["root"].Keys, "targets": rules["targets"].Keys} {
+		if err := makeKeys(d, role, n, keyfile.NewECDSA); err != nil {
+			return err
+		}
+	}
+	for _, role := range []string{"snapshot", "timestamp"} {
+		if err := makeKeys(d, role, 1, keyfile.NewEd25519); err != nil {
+			return err
 		}
 	}
 	for i := range rules["manifest"].Keys {
@@ -74,6 +84,76 @@ func MakeKeys(ctx context.Context, d datadir.Dir, now time.Time) error {
 		return err
 	}
 	return makeFile(d.Anchor(), func() ([]byte, error) { return newAnchor(ctx, d, now) })
+}
+
+func makeKeys(d datadir.Dir, role string, n int, make func() ([]byte, error)) error {
+	for i := range n {
+		if err := makeFile(keyFile(d, role, i), make); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MakeReleaseKeys makes what is missing of a release role's keys on this host.
+func MakeReleaseKeys(d datadir.Dir, distro, arch string) (tufrepo.ReleaseRole, error) {
+	r := tufrepo.ReleaseRole{Distro: distro, Arch: arch, Threshold: datadir.Rules[d.Policy.Profile]["release"].Need}
+	role := releasePrefix + r.Name()
+	if err := makeKeys(d, role, datadir.Rules[d.Policy.Profile]["release"].Keys, keyfile.NewECDSA); err != nil {
+		return r, err
+	}
+	return r, publicHalves(d, role, &r)
+}
+
+// ReleaseKeys describes a release role by the key files of this host; ok is
+// false where there are none.
+func ReleaseKeys(d datadir.Dir, distro, arch string) (r tufrepo.ReleaseRole, ok bool, err error) {
+	r = tufrepo.ReleaseRole{Distro: distro, Arch: arch, Threshold: datadir.Rules[d.Policy.Profile]["release"].Need}
+	err = publicHalves(d, releasePrefix+r.Name(), &r)
+	return r, len(r.Keys) > 0, err
+}
+
+func publicHalves(d datadir.Dir, role string, r *tufrepo.ReleaseRole) error {
+	files, err := KeyFiles(d, role)
+	for _, f := range files {
+		var pub crypto.PublicKey
+		if pub, err = keyfile.Public(f); err != nil {
+			break
+		}
+		r.Keys = append(r.Keys, pub)
+	}
+	return err
+}
+
+const releasePrefix = "release-"
+
+// KeyFiles lists the key files of a role that are on this host. The role of a
+// release role's keys is "release-" and its name.
+func KeyFiles(d datadir.Dir, role string) ([]string, error) {
+	names, err := filepath.Glob(filepath.Join(d.Keys(), role+"-*.key"))
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(names, func(n string) bool {
+		_, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(n), role+"-"), ".key"))
+		return err != nil
+	}), nil
+}
+
+// NewKeyFile makes one more key of a role and returns its path.
+func NewKeyFile(d datadir.Dir, role string) (string, error) {
+	make := keyfile.NewECDSA
+	if role == "snapshot" || role == "timestamp" {
+		make = keyfile.NewEd25519
+	}
+	for i := 0; ; i++ {
+		name := keyFile(d, role, i)
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			return name, makeFile(name, make)
+		} else if err != nil {
+			return "", err
+		}
+	}
 }
 
 func keyFile(d datadir.Dir, role string, i int) string {
@@ -101,52 +181,16 @@ func makeFile(path string, content func() ([]byte, error)) error {
 	return durable.WriteFile(path, b, mode)
 }
 
-func newEd25519() ([]byte, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	return encodeKey(key)
-}
-
 func newRSA() ([]byte, error) {
 	key, err := rsa.GenerateKey(rand.Reader, moduleKeyBits)
 	if err != nil {
 		return nil, err
 	}
-	return encodeKey(key)
-}
-
-func encodeKey(key crypto.PrivateKey) ([]byte, error) {
-	b, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b}), nil
-}
-
-func readKey(path string) (crypto.Signer, error) {
-	b, err := durable.ReadFile(path, 64<<10)
-	if err != nil {
-		return nil, fault.New(fault.NotFound, "no_key", "private key: %w", err).WithHint("is this the host that holds the publisher's keys?")
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fault.New(fault.Invalid, "bad_key", "private key %s is not PEM", path)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "bad_key", "private key %s: %w", path, err)
-	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fault.New(fault.Invalid, "bad_key", "private key %s cannot sign", path)
-	}
-	return s, nil
+	return keyfile.Encode(key)
 }
 
 func newModuleCert(d datadir.Dir, now time.Time) ([]byte, error) {
-	key, err := readKey(moduleKeyFile(d))
+	key, err := keyfile.Open(moduleKeyFile(d))
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +239,7 @@ func moduleKey(d datadir.Dir) (trust.ModuleKey, error) {
 }
 
 func newAnchor(ctx context.Context, d datadir.Dir, now time.Time) ([]byte, error) {
-	keys, err := RepositoryKeys(d, true)
+	keys, err := RepositoryKeys(d, Root)
 	if err != nil {
 		return nil, err
 	}
@@ -219,32 +263,51 @@ func newAnchor(ctx context.Context, d datadir.Dir, now time.Time) ([]byte, error
 	for _, s := range signers {
 		a.Manifest.Keys = append(a.Manifest.Keys, s.public)
 	}
-	return a.Encode()
+	return trustsign.Anchor(a)
 }
 
-// RepositoryKeys reads the keys of the TUF roles; the root's only on demand.
-func RepositoryKeys(d datadir.Dir, withRoot bool) (tufrepo.Keys, error) {
+// Which says which private keys to look for.
+type Which int
+
+// The keys of a run: All that are on this host, without those of the root
+// unless Root is asked for; Unattended leaves out what needs a person.
+const (
+	All Which = iota
+	Root
+	Unattended
+)
+
+// RepositoryKeys reads the keys of the TUF roles that are on this host. Keys
+// that are elsewhere are no error: the repository says whose are needed, and
+// what this host cannot sign becomes a draft.
+func RepositoryKeys(d datadir.Dir, which Which) (tufrepo.Keys, error) {
 	rules := datadir.Rules[d.Policy.Profile]
 	var k tufrepo.Keys
-	for _, r := range []struct {
-		name string
-		t    datadir.Thresholds
-		to   *tufrepo.Role
-	}{
-		{"root", rules["root"], &k.Root}, {"targets", rules["targets"], &k.Targets},
-		{"snapshot", datadir.Thresholds{Keys: 1, Need: 1}, &k.Snapshot}, {"timestamp", datadir.Thresholds{Keys: 1, Need: 1}, &k.Timestamp},
-	} {
-		if r.name == "root" && !withRoot {
+	k.Root.Threshold, k.Targets.Threshold, k.Snapshot.Threshold, k.Timestamp.Threshold = rules["root"].Need, rules["targets"].Need, 1, 1
+	for role, to := range map[string]*tufrepo.Role{"root": &k.Root, "targets": &k.Targets, "snapshot": &k.Snapshot,
+		"timestamp": &k.Timestamp, releasePrefix + "*": &k.Release} {
+		if role == "root" && which != Root {
 			continue
 		}
-		r.to.Threshold = r.t.Need
-		for i := range r.t.Keys {
-			s, err := readKey(keyFile(d, r.name, i))
+		files, err := filepath.Glob(filepath.Join(d.Keys(), role+"-*.key"))
+		if err != nil {
+			return k, err
+		}
+		for _, f := range files {
+			if protected, err := keyfile.Protected(f); err != nil {
+				return k, err
+			} else if protected && which == Unattended {
+				continue
+			}
+			s, err := keyfile.Open(f)
 			if err != nil {
 				return k, err
 			}
-			r.to.Signers = append(r.to.Signers, s)
+			to.Signers = append(to.Signers, s)
 		}
+	}
+	if len(k.Timestamp.Signers) == 0 {
+		return k, fault.New(fault.NotFound, "no_key", "no timestamp key in %s", d.Keys()).WithHint("is this the host that holds the publisher's keys?")
 	}
 	return k, nil
 }
@@ -256,10 +319,17 @@ type manifestSigner struct {
 
 func manifestSigners(d datadir.Dir) ([]manifestSigner, error) {
 	var out []manifestSigner
-	for i := range datadir.Rules[d.Policy.Profile]["manifest"].Keys {
-		b, err := durable.ReadFile(keyFile(d, "manifest", i), 64<<10)
+	files, err := KeyFiles(d, "manifest")
+	if err == nil && len(files) == 0 {
+		err = fault.New(fault.NotFound, "no_key", "no manifest key in %s", d.Keys()).WithHint("is this the host that holds the publisher's keys?")
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range files {
+		b, err := keyfile.Content(f)
 		if err != nil {
-			return nil, fault.New(fault.NotFound, "no_key", "manifest key: %w", err).WithHint("is this the host that holds the publisher's keys?")
+			return nil, err
 		}
 		secret := strings.TrimSpace(string(b))
 		s, err := note.NewSigner(secret)

@@ -22,8 +22,10 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/evidence"
+	"klatch/internal/forge/keyfile"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // verifierKey derives the public form of a note signing key
@@ -88,11 +90,11 @@ func Sign(d datadir.Dir, b build.Result, now time.Time) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	key, err := readKey(moduleKeyFile(d))
+	key, err := keyfile.Open(moduleKeyFile(d))
 	if err != nil {
 		return res, err
 	}
-	signed, err := trust.AppendModuleSignature(raw, mk, key, rand.Reader)
+	signed, err := trustsign.Module(raw, mk, key, rand.Reader)
 	if err != nil {
 		return res, err
 	}
@@ -109,7 +111,7 @@ func Sign(d datadir.Dir, b build.Result, now time.Time) (Result, error) {
 	for _, s := range signers {
 		ns = append(ns, s)
 	}
-	manifest, err := trust.SignManifest(res.Manifest, ns...)
+	manifest, err := trustsign.Manifest(res.Manifest, ns...)
 	if err != nil {
 		return res, err
 	}
@@ -151,6 +153,57 @@ func Before(d datadir.Dir, b build.Result) ([]livepatch.Sequence, error) {
 		}
 	}
 	return out, nil
+}
+
+// Recalls signs recalls with the manifest keys, and checks as a machine would
+// that they are enough.
+func Recalls(d datadir.Dir, r livepatch.Recalls) ([]byte, error) {
+	signers, err := manifestSigners(d)
+	if err != nil {
+		return nil, err
+	}
+	var ns []note.Signer
+	for _, s := range signers {
+		if !r.Revokes([]byte(s.public)) {
+			ns = append(ns, s)
+		}
+	}
+	signed, err := trustsign.Recalls(r, ns...)
+	if err != nil {
+		return nil, err
+	}
+	b, err := durable.ReadFile(d.Anchor(), trust.MaxAnchor)
+	if err != nil {
+		return nil, err
+	}
+	a, err := trust.ParseAnchor(b, true)
+	if err != nil {
+		return nil, err
+	}
+	_, err = a.OpenRecalls(signed)
+	return signed, err
+}
+
+// KeyDigest is how recalls name a key of the anchor: "module", or a manifest
+// key such as "manifest-1".
+func KeyDigest(d datadir.Dir, name string) (string, error) {
+	b, err := durable.ReadFile(d.Anchor(), trust.MaxAnchor)
+	if err != nil {
+		return "", err
+	}
+	a, err := trust.ParseAnchor(b, true)
+	if err != nil {
+		return "", err
+	}
+	if name == "module" && len(a.ModuleKeys) == 1 {
+		return livepatch.KeyDigest(a.ModuleKeys[0].Modulus), nil
+	}
+	for _, k := range a.Manifest.Keys {
+		if strings.HasPrefix(k, a.Publisher+"/"+name+"+") {
+			return livepatch.KeyDigest([]byte(k)), nil
+		}
+	}
+	return "", fault.New(fault.NotFound, "no_such_key", "the anchor has no key %.80q", name).WithHint("name one such as manifest-1, or module")
 }
 
 // verifyOwn checks a new bundle as a machine would, with the anchor that

@@ -66,6 +66,8 @@ type Snapshot interface {
 	// transparency log; nothing about it is verified. NotFound means that the
 	// server does not have it.
 	Static(ctx context.Context, name string, limit int64) ([]byte, error)
+	// Recalls names the newest signed recalls; "" where there are none.
+	Recalls() string
 }
 
 // Loader is the root program; loaderapi.Client is one.
@@ -74,6 +76,7 @@ type Loader interface {
 	Status(ctx context.Context) (loaderapi.Status, error)
 	Confirm(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
 	Cancel(ctx context.Context, s livepatch.Sequence) (loaderapi.Status, error)
+	Recall(ctx context.Context, recalls *os.File) (loaderapi.Status, error)
 	Blockers(ctx context.Context) ([]loaderapi.Blocker, error)
 	// Tracers is what package tracer reads.
 	Tracers(ctx context.Context) (string, error)

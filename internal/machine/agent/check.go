@@ -147,10 +147,18 @@ func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
 // follow stages what the server offers, if there is no reason against it.
 func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor, policy *translog.Policy, snapshot Snapshot, answer wire.CheckAnswer) (Check, error) {
 	var none Check
+	recalls, err := a.takeRecalls(ctx, snapshot, anchor, o)
+	if err != nil {
+		return none, err
+	}
+	anchor = without(anchor, recalls)
 	if answer.Offer == nil {
 		return Check{Result: resultCurrent, Code: fault.Code(answer.Reason)}, nil
 	}
 	offer := *answer.Offer
+	if err := recalls.Check(o.Facts.Kernel.ID, offer.Sequence); err != nil {
+		return none, untrusted(err)
+	}
 	j := a.journal()
 	if code, text := o.stopped(j); code != "" {
 		return Check{Result: resultCurrent, Code: code, Text: text}, nil

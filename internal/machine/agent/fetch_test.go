@@ -13,7 +13,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/stall"
 	"klatch/internal/testkit/signed"
-	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/wire"
 )
 
@@ -22,6 +22,8 @@ type oneTarget []byte
 func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
 	return nil, fault.New(fault.NotFound, "file_missing", "nothing here")
 }
+
+func (oneTarget) Recalls() string { return "" }
 
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
 
@@ -53,7 +55,7 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 			if c.spoil != nil {
 				c.spoil(&m)
 			}
-			text, err := trust.SignManifest(m, p.Signers...)
+			text, err := trustsign.Manifest(m, p.Signers...)
 			if err != nil {
 				t.Fatal(err)
 			}

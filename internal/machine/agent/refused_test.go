@@ -78,6 +78,27 @@ func TestOffersThatAreRefused(t *testing.T) {
 		{"the same again from a server that does not listen", "sequence_same", func(w *world) (string, livepatch.Sequence) {
 			return w.pub.Publish(w.machine.Kernel, 3), 3
 		}},
+		{"recalled by its publisher", "recalled", func(w *world) (string, livepatch.Sequence) {
+			target := w.pub.Publish(w.machine.Kernel, 5)
+			w.pub.Recall(recalls(w, 1))
+			return target, 5
+		}},
+		{"signed by a key that its publisher recalled", "untrusted", func(w *world) (string, livepatch.Sequence) {
+			target := w.pub.Publish(w.machine.Kernel, 5)
+			r := recalls(w, 1)
+			r.Entries, r.Keys = nil, []string{livepatch.KeyDigest([]byte(w.pub.Anchor.Manifest.Keys[0]))}
+			w.pub.Recall(r)
+			return target, 5
+		}},
+		{"recalls under the name of newer ones", "wrong_target", func(w *world) (string, livepatch.Sequence) {
+			w.pub.Recall(recalls(w, 1))
+			b, err := w.pub.Fetch(w.Context(), livepatch.RecallsPath(1), 1<<20)
+			if err != nil {
+				w.Fatal(err)
+			}
+			w.pub.Put(livepatch.RecallsPath(7), b)
+			return w.pub.Publish(w.machine.Kernel, 5), 5
+		}},
 		{"sequence 0", "bad_sequence", func(w *world) (string, livepatch.Sequence) { return "x", 0 }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

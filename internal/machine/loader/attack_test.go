@@ -27,6 +27,7 @@ import (
 	"klatch/internal/testkit/klpfake"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // TestAttack is the part of the attack catalog that ends at the loader: K is
@@ -86,7 +87,7 @@ func TestAttack(t *testing.T) {
 			m.manifest = func(x *livepatch.Manifest) { x.Module.SHA512 = strings.Repeat("0", 128) }
 		}, code: "module_digest"},
 		{name: "signature twice", make: elf(func(b []byte) []byte {
-			out, err := trust.AppendModuleSignature(b, ours().Module, ours().Private, nil)
+			out, err := trustsign.Module(b, ours().Module, ours().Private, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

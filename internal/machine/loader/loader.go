@@ -11,6 +11,7 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,7 +59,8 @@ type session struct {
 	*Loader
 	klp.State
 	journal journal
-	record  *record      // of the running kernel build
+	record  *record // of the running kernel build
+	recalls livepatch.Recalls
 	close   func() error // gives the lock up
 }
 
@@ -146,8 +148,7 @@ func (s *session) load(manifest, module *os.File) error {
 	return s.attempt(m.Sequence, sealed, false)
 }
 
-// checkManifest is the trust in a manifest: the publisher's threshold of
-// signatures, and the running kernel build.
+// checkManifest is the trust in a manifest: threshold, running kernel build, not recalled.
 func (s *session) checkManifest(signed []byte) (*trust.Anchor, livepatch.Manifest, error) {
 	var m livepatch.Manifest
 	anchor, err := s.anchor()
@@ -155,7 +156,7 @@ func (s *session) checkManifest(signed []byte) (*trust.Anchor, livepatch.Manifes
 		m, err = anchor.OpenManifest(signed)
 	}
 	if err == nil {
-		err = kernel.Fits(m.Kernel, s.Build) // the kernel does not know its distro, and Fits does not ask
+		err = cmp.Or(kernel.Fits(m.Kernel, s.Build), s.recalls.Check(m.Kernel.ID, m.Sequence)) // Fits asks for no distro: the kernel knows none
 	}
 	return anchor, m, err
 }
@@ -205,7 +206,38 @@ func (s *session) anchor() (*trust.Anchor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read trust anchor: %w", err)
 	}
-	return trust.ParseAnchor(b, lab)
+	a, err := trust.ParseAnchor(b, lab)
+	if err != nil {
+		return nil, err
+	}
+	if b, err = durable.ReadFile(filepath.Join(s.Loader.State, "recalls.note"), livepatch.MaxRecalls); err == nil {
+		s.recalls, err = a.OpenRecalls(b)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // of another publisher, before this anchor
+		s.Log.Warn("recalls do not count", slog.Any("err", err))
+	}
+	a.Revoke(s.recalls)
+	return a, nil
+}
+
+// recall keeps the publisher's newest recalls for every load and boot to come.
+func (s *session) recall(f *os.File) error {
+	anchor, err := s.anchor()
+	if err != nil {
+		return err
+	}
+	signed, err := klp.Seal(f, livepatch.MaxRecalls)
+	if err != nil {
+		return err
+	}
+	defer signed.Close() //nolint:errcheck // memory only
+	switch r, err := anchor.OpenRecalls(signed.Bytes); {
+	case err != nil:
+		return err
+	case !r.Holds(s.recalls): // they only grow
+		return fault.New(fault.Untrusted, "recalls_rollback", "recalls %d lack some of recalls %d", r.Version, s.recalls.Version)
+	}
+	return durable.WriteFile(filepath.Join(s.Loader.State, "recalls.note"), signed.Bytes, 0o600)
 }
 
 // attempt writes the attempt down and loads. The attempt is on disk before the

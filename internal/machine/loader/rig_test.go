@@ -26,6 +26,7 @@ import (
 	"klatch/internal/testkit/klpfake"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 var running = kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-56-cloud-amd64", ID: kernel.BuildID{0xab, 1}}
@@ -93,7 +94,7 @@ func (r *rig) check(err error) {
 
 func (r *rig) anchor(a trust.Anchor) {
 	r.t.Helper()
-	b, err := a.Encode()
+	b, err := trustsign.Anchor(a)
 	r.check(err)
 	r.write("etc/trust.json", b)
 }
@@ -165,14 +166,14 @@ func (r *rig) make(n livepatch.Sequence, changes ...func(*making)) lp {
 	out.module = m.elf(out.words)
 	var err error
 	if !m.unsigned {
-		out.module, err = trust.AppendModuleSignature(out.module, m.moduleBy.Module, m.moduleBy.Private, rand.Reader)
+		out.module, err = trustsign.Module(out.module, m.moduleBy.Module, m.moduleBy.Private, rand.Reader)
 		r.check(err)
 	}
 	man := signed.Manifest(m.build, n, out.module)
 	if m.manifest != nil {
 		m.manifest(&man)
 	}
-	out.manifest, err = trust.SignManifest(man, m.noteBy(m.by)...)
+	out.manifest, err = trustsign.Manifest(man, m.noteBy(m.by)...)
 	r.check(err)
 	return out
 }

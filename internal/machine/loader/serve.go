@@ -64,6 +64,8 @@ func (l *Loader) do(r loaderapi.Request, files []*os.File, uid uint32) (loaderap
 	case loaderapi.OpStatus:
 	case loaderapi.OpLoad:
 		err = s.load(files[0], files[1])
+	case loaderapi.OpRecall:
+		err = s.recall(files[0])
 	case loaderapi.OpConfirm:
 		err = s.confirm(r.Sequence)
 	case loaderapi.OpCancel:
@@ -89,6 +91,7 @@ func (l *Loader) do(r loaderapi.Request, files []*os.File, uid uint32) (loaderap
 }
 
 func (s *session) status() loaderapi.Status {
+	_, _ = s.anchor() // reads the recalls
 	ours, foreign := s.ours()
 	st := loaderapi.Status{
 		Kernel:   s.Build,
@@ -96,6 +99,7 @@ func (s *session) status() loaderapi.Status {
 		Highest:  s.record.Highest,
 		Attempt:  s.record.Attempt,
 		Disabled: s.journal.Disabled == s.BootID,
+		Recalls:  s.recalls.Version,
 		Boot:     loaderapi.BootState{Outcome: bootNotRun},
 	}
 	if len(ours) > 0 {
@@ -123,7 +127,7 @@ func (s *session) fixes(n livepatch.Sequence) []livepatch.Fix {
 	}
 	defer f.Close() //nolint:errcheck // memory only
 	_, m, err := s.checkManifest(f.Bytes)
-	if err != nil || m.Sequence != n {
+	if err != nil && fault.CodeOf(err) != "recalled" || m.Sequence != n {
 		return nil
 	}
 	return m.Fixes

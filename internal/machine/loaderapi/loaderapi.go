@@ -31,7 +31,7 @@ const SocketPath = "/run/klatch/loader.sock"
 // Op names a request.
 type Op string
 
-// The seven requests. Boot is not one: it has its own unit and takes no input.
+// The eight requests. Boot is not one: it has its own unit and takes no input.
 const (
 	// OpLoad loads a livepatch. Two descriptors: the signed manifest, the
 	// signed module. Answers when the kernel has taken the module; the
@@ -49,6 +49,7 @@ const (
 	OpBlockers Op = "blockers"
 	// OpTracers tells who else is attached to functions of the kernel.
 	OpTracers Op = "tracers"
+	OpRecall  Op = "recall" // one descriptor: the publisher's newest signed recalls
 	// OpDisable is the break-glass: take the livepatch out until the next
 	// reboot. Only for uid 0.
 	OpDisable Op = "disable"
@@ -64,19 +65,11 @@ type Request struct {
 
 // Answer is one answer; Fault is null where the request was done.
 type Answer struct {
-	Version  int       `json:"version"`
-	Fault    *Fault    `json:"fault"`
-	Status   Status    `json:"status"` // after the request, also with a fault; zero for a caller who may not ask
-	Blockers []Blocker `json:"blockers,omitempty"`
-	Tracers  string    `json:"tracers,omitempty"` // in the kernel's words, see package tracer
-}
-
-// Fault is a fault.Error on the wire.
-type Fault struct {
-	Kind fault.Kind `json:"kind"`
-	Code fault.Code `json:"code"`
-	Text string     `json:"text"`
-	Hint string     `json:"hint"`
+	Version  int         `json:"version"`
+	Fault    *fault.Wire `json:"fault"`
+	Status   Status      `json:"status"` // after the request, also with a fault; zero for a caller who may not ask
+	Blockers []Blocker   `json:"blockers,omitempty"`
+	Tracers  string      `json:"tracers,omitempty"` // in the kernel's words, see package tracer
 }
 
 // Status is what the loader knows and sees.
@@ -86,6 +79,7 @@ type Status struct {
 	Foreign  []string           `json:"foreign"`         // livepatches in the kernel that are not ours
 	Highest  livepatch.Sequence `json:"highest"`         // highest ever confirmed on this kernel build
 	Attempt  *Attempt           `json:"attempt"`         // in flight; null for none
+	Recalls  int64              `json:"recalls"`         // version that the loader has
 	Disabled bool               `json:"disabled"`        // by root, until the next reboot
 	Boot     BootState          `json:"boot"`
 }
@@ -121,11 +115,5 @@ type BootState struct {
 	Stops []string `json:"stops"`
 }
 
-// Blocker is a task that keeps a transition from finishing: its
-// /proc/<pid>/task/<tid>/patch_state is not the target. Package stall reads it.
-type Blocker struct {
-	PID   int      `json:"pid"`
-	TID   int      `json:"tid"`
-	Stat  string   `json:"stat"`  // as in /proc
-	Stack []string `json:"stack"` // as in /proc, innermost first; may be empty
-}
+// Blocker is a task that keeps a transition from finishing; package stall reads it.
+type Blocker = kernel.Blocker

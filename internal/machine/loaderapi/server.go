@@ -99,7 +99,7 @@ type Conn struct {
 func (c *Conn) Close() error { return c.f.Close() }
 
 // Receive reads the request and its files, which the caller closes: manifest
-// and module for OpLoad, none for any other. With an error none stays open.
+// and module for OpLoad, recalls for OpRecall, none for any other. With an error none stays open.
 func (c *Conn) Receive() (r Request, files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -175,7 +175,7 @@ func CloseFiles(files []*os.File) {
 func (c *Conn) Answer(a Answer, err error) error {
 	a.Version = 1
 	if err != nil {
-		a.Fault = &Fault{Kind: fault.KindOf(err), Code: fault.CodeOf(err), Text: err.Error(), Hint: fault.HintOf(err)}
+		a.Fault = &fault.Wire{Kind: fault.KindOf(err), Code: fault.CodeOf(err), Text: err.Error(), Hint: fault.HintOf(err)}
 	}
 	body, err := json.Marshal(a)
 	if err != nil {
@@ -203,6 +203,8 @@ func ParseRequest(body []byte, files int) (Request, error) {
 	switch r.Op {
 	case OpLoad:
 		want = maxFiles
+	case OpRecall:
+		want = 1
 	case OpConfirm, OpCancel:
 		sequence = true
 	case OpStatus, OpBlockers, OpTracers, OpDisable:

@@ -48,6 +48,12 @@ func (c *Client) Load(ctx context.Context, manifest, module *os.File) (loaderapi
 	return a.Status, err
 }
 
+// Recall hands over the publisher's signed recalls.
+func (c *Client) Recall(ctx context.Context, recalls *os.File) (loaderapi.Status, error) {
+	a, err := c.ask(ctx, loaderapi.Request{Op: loaderapi.OpRecall}, recalls)
+	return a.Status, err
+}
+
 // Status tells what the loader knows and sees.
 func (c *Client) Status(ctx context.Context) (loaderapi.Status, error) {
 	a, err := c.ask(ctx, loaderapi.Request{Op: loaderapi.OpStatus})

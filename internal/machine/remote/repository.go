@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
 	"klatch/internal/trust"
 	"klatch/internal/tufclient"
@@ -24,7 +25,7 @@ func (r Repository) Refresh(ctx context.Context, anchor *trust.Anchor, now time.
 	if err != nil {
 		return nil, err
 	}
-	s, err := tufclient.Refresh(ctx, tufclient.Config{Root: anchor.Root, Dir: r.Dir, BaseURL: base, Client: client, Now: now})
+	s, err := tufclient.Refresh(ctx, tufclient.Config{Root: anchor.Root, Dir: r.Dir, BaseURL: base, Client: client, Now: now, Lazy: true})
 	if err != nil {
 		return nil, err
 	}
@@ -32,6 +33,18 @@ func (r Repository) Refresh(ctx context.Context, anchor *trust.Anchor, now time.
 }
 
 type snapshot struct{ *tufclient.Snapshot }
+
+// Recalls names the newest recalls of the top list: a release role may not
+// take another one's livepatches back.
+func (s snapshot) Recalls() string {
+	newest := ""
+	for _, t := range s.Targets() {
+		if t.Role == "targets" && livepatch.RecallsVersion(t.Path) > livepatch.RecallsVersion(newest) {
+			newest = t.Path
+		}
+	}
+	return newest
+}
 
 // Fetch gets the bytes of a signed target.
 func (s snapshot) Fetch(ctx context.Context, target string, limit int64) ([]byte, error) {

@@ -57,6 +57,7 @@ type Catalog struct {
 	Entries   []Entry   // by kernel release, then newest sequence first
 	Version   int64     // of the timestamp; 0 if nothing is published
 	Expires   time.Time // of the metadata that runs out first
+	Recalls   int64     // version of the publisher's recalls; 0 for none
 	Problems  []string  // files that are signed and not whole here
 }
 
@@ -188,6 +189,9 @@ func (r *Repo) sync(ctx context.Context, baseURL string, client *http.Client, no
 		return res, fault.New(fault.Untrusted, "sync_broken", "%d of %d files are broken, the old state stays: %s", len(res.Broken), len(snapshot.Targets()), strings.Join(res.Broken, "; ")).
 			WithHint("publish again at the source, then repeat; what was copied is kept")
 	}
+	if err := r.withdrawn(next, snapshot.Targets()); err != nil {
+		return res, err
+	}
 	// The log goes before the metadata: a machine that sees a livepatch must
 	// be able to compare the log.
 	if err := r.syncLogs(ctx, snapshot); err != nil {
@@ -255,6 +259,9 @@ func (r *Repo) Load(ctx context.Context, now time.Time) error {
 			c.Entries = append(c.Entries, *entry)
 		}
 	}
+	if err := r.withdrawn(c, snapshot.Targets()); err != nil {
+		return fmt.Errorf("read repository %s: %w", r.dir, err)
+	}
 	r.install(c)
 	return nil
 }
@@ -272,24 +279,28 @@ func (r *Repo) firstExpiry() (time.Time, error) {
 	if err != nil {
 		return first, err
 	}
-	for _, role := range []string{"snapshot", "targets", "root"} {
-		names, err := filepath.Glob(filepath.Join(r.dir, "metadata", "*."+role+".json"))
+	names, err := filepath.Glob(filepath.Join(r.dir, "metadata", "[1-9]*.*.json"))
+	if err != nil {
+		return first, err
+	}
+	type last struct {
+		version int64
+		expires time.Time
+	}
+	newest := map[string]last{}
+	for _, n := range names {
+		_, role, _ := strings.Cut(filepath.Base(n), ".")
+		version, at, err := r.peek(filepath.Base(n))
 		if err != nil {
 			return first, err
 		}
-		var newest int64
-		var expires time.Time
-		for _, n := range names {
-			version, at, err := r.peek(filepath.Base(n))
-			if err != nil {
-				return first, err
-			}
-			if version > newest {
-				newest, expires = version, at
-			}
+		if version > newest[role].version {
+			newest[role] = last{version, at}
 		}
-		if newest > 0 && expires.Before(first) {
-			first = expires
+	}
+	for _, l := range newest {
+		if l.expires.Before(first) {
+			first = l.expires
 		}
 	}
 	return first, nil

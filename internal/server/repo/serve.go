@@ -11,7 +11,7 @@ import (
 
 // servable are the paths of a repository and nothing else: no listing, no lock
 // file, no temporary file of a write in progress.
-var servable = regexp.MustCompile(`^/(metadata/([1-9][0-9]*\.)?[a-z][a-z0-9_-]*\.json|targets/([0-9A-Za-z_][0-9A-Za-z.+~_-]*/)*[0-9a-f]{64}\.[0-9A-Za-z_][0-9A-Za-z.+~_-]*|` +
+var servable = regexp.MustCompile(`^/(metadata/([1-9][0-9]*\.)?[a-z][a-z0-9._-]*\.json|targets/([0-9A-Za-z_][0-9A-Za-z.+~_-]*/)*[0-9a-f]{64}\.[0-9A-Za-z_][0-9A-Za-z.+~_-]*|` +
 	`log/[0-9a-f]{8}/(checkpoint|cosigned|tile/([0-9]+|entries)/(x[0-9]{3}/)*[0-9]{3}(\.p/[1-9][0-9]{0,2})?))$`)
 
 // changing are the files whose content does not follow from their name.

@@ -21,6 +21,7 @@ import (
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/machine/local"
+	"klatch/internal/trustsign"
 	"klatch/internal/wire"
 )
 
@@ -39,7 +40,7 @@ const hostile = lab.FilesDir + "/klatch-hostile"
 // bootMachine boots a Debian guest in which our package is not installed yet.
 func bootMachine(t *testing.T, m made, p *publisher, more ...lab.File) *machine {
 	t.Helper()
-	anchor, err := p.Anchor.Encode()
+	anchor, err := trustsign.Anchor(*p.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/sandbox"
 	"klatch/internal/testkit/kerneltest"
+	"klatch/internal/trustsign"
 )
 
 // TestVMNeighborKernel: another kernel build of the same distribution takes a
@@ -32,7 +33,7 @@ func TestVMNeighborKernel(t *testing.T) {
 	}
 	release := neighborOf(t, m.kernel, m.builds[20].Module.Path)
 	image := filepath.Join(unpacked(t, m.kernel, "linux-image-"+release, "./boot/vmlinuz-*"), "boot", "vmlinuz-"+release)
-	anchor, err := p.Anchor.Encode()
+	anchor, err := trustsign.Anchor(*p.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 	"klatch/internal/testkit/pubsim"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/testkit/tufsim"
-	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -52,7 +52,7 @@ func (p *publisher) signedModule(n livepatch.Sequence) []byte {
 
 func (p *publisher) signModule(raw []byte) []byte {
 	p.t.Helper()
-	b, err := trust.AppendModuleSignature(raw, p.Anchor.ModuleKeys[0], p.Module, nil)
+	b, err := trustsign.Module(raw, p.Anchor.ModuleKeys[0], p.Module, nil)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func (p *publisher) manifest(k kernel.Build, n livepatch.Sequence, module []byte
 	for _, id := range res.Fixes {
 		m.Fixes = append(m.Fixes, livepatch.Fix{CVE: id, Check: livepatch.Passed})
 	}
-	b, err := trust.SignManifest(m, p.Note)
+	b, err := trustsign.Manifest(m, p.Note)
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"klatch/internal/forge/lab"
 	"klatch/internal/livepatch"
 	"klatch/internal/server/adminapi"
+	"klatch/internal/trustsign"
 	"klatch/internal/wire"
 )
 
@@ -69,7 +70,7 @@ func (s *server) run(args ...string) string {
 // init makes the server; it believes p and holds none of its keys.
 func (s *server) init(p *publisher, names ...string) {
 	s.t.Helper()
-	b, err := p.Anchor.Encode()
+	b, err := trustsign.Anchor(*p.Anchor)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -182,7 +182,7 @@ func (f *Forger) assemble(good string) []byte {
 // Publish publishes with the publisher's own keys, past every check.
 func (f *Forger) Publish(p *Published) {
 	f.t.Helper()
-	keys, err := sign.RepositoryKeys(f.Dir, false)
+	keys, err := sign.RepositoryKeys(f.Dir, sign.All)
 	check(f.t, err)
 	_, err = tufrepo.Publish(f.t.Context(), f.Dir.Repository(), tufrepo.Publication{Targets: p.Targets}, keys, time.Now())
 	check(f.t, err)

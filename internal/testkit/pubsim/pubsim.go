@@ -25,6 +25,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/tufsim"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -74,7 +75,7 @@ func Kernel(release string, n byte) kernel.Build {
 // Bundle makes a signed bundle. Every second fix has a check that passed.
 func (p *Publisher) Bundle(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID) (livepatch.Manifest, livepatch.Bundle) {
 	p.t.Helper()
-	module, err := trust.AppendModuleSignature(fmt.Appendf(nil, "module %d for %s", s, k.Release), p.Anchor.ModuleKeys[0], p.Module, rand.Reader)
+	module, err := trustsign.Module(fmt.Appendf(nil, "module %d for %s", s, k.Release), p.Anchor.ModuleKeys[0], p.Module, rand.Reader)
 	check(p.t, err)
 	s256, s512 := sha256.Sum256(module), sha512.Sum512(module)
 	m := livepatch.Manifest{
@@ -89,7 +90,7 @@ func (p *Publisher) Bundle(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID
 		}
 		m.Fixes = append(m.Fixes, f)
 	}
-	signed, err := trust.SignManifest(m, p.Note)
+	signed, err := trustsign.Manifest(m, p.Note)
 	check(p.t, err)
 	return m, livepatch.Bundle{Manifest: signed, Module: module}
 }

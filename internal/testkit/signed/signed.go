@@ -20,6 +20,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/klpfake"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // Publisher holds keys; three for manifests, of which two must sign.
@@ -98,10 +99,10 @@ func Manifest(b kernel.Build, n livepatch.Sequence, module []byte) livepatch.Man
 
 // Livepatch makes a whole one.
 func (p Publisher) Livepatch(b kernel.Build, n livepatch.Sequence) (manifest, module []byte, err error) {
-	module, err = trust.AppendModuleSignature(klpfake.Module(klpfake.Words(b, n)), p.Module, p.Private, rand.Reader)
+	module, err = trustsign.Module(klpfake.Module(klpfake.Words(b, n)), p.Module, p.Private, rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	manifest, err = trust.SignManifest(Manifest(b, n, module), p.Signers[:2]...)
+	manifest, err = trustsign.Manifest(Manifest(b, n, module), p.Signers[:2]...)
 	return manifest, module, err
 }

@@ -31,6 +31,7 @@ type Repo struct {
 	Keys tufrepo.Keys
 	Root []byte // for the trust anchor
 	t    testing.TB
+	seed string
 	mu   sync.Mutex
 	lies map[string]http.HandlerFunc
 }
@@ -39,7 +40,7 @@ type Repo struct {
 // one of one. Keys follow from seed, so two repositories of one test differ.
 func New(t testing.TB, seed string, now time.Time) *Repo {
 	t.Helper()
-	r := &Repo{Dir: t.TempDir(), t: t, lies: map[string]http.HandlerFunc{}}
+	r := &Repo{Dir: t.TempDir(), t: t, seed: seed, lies: map[string]http.HandlerFunc{}}
 	r.Keys = tufrepo.Keys{
 		Root:      tufrepo.Role{Signers: Signers(seed+"root", 3), Threshold: 2},
 		Targets:   tufrepo.Role{Signers: Signers(seed+"targets", 3), Threshold: 2},
@@ -51,6 +52,47 @@ func New(t testing.TB, seed string, now time.Time) *Repo {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// Delegate adds a release role: two of three keys.
+func (r *Repo) Delegate(now time.Time, distro, arch string) {
+	r.t.Helper()
+	keys := Signers(r.seed+distro+arch, 3)
+	r.Keys.Release.Signers = append(r.Keys.Release.Signers, keys...)
+	role := tufrepo.ReleaseRole{Distro: distro, Arch: arch, Threshold: 2}
+	for _, k := range keys {
+		role.Keys = append(role.Keys, k.Public())
+	}
+	if _, err := tufrepo.Publish(r.t.Context(), r.Dir, tufrepo.Publication{Roles: []tufrepo.ReleaseRole{role}}, r.Keys, now); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// Rekey replaces the keys of snapshot and timestamp by those in r.Keys, with a
+// new root. The old ones are with a thief, and are not used.
+func (r *Repo) Rekey(now time.Time, old tufrepo.Keys) error {
+	c := tufrepo.Change{Add: map[string][]crypto.PublicKey{}, Remove: map[string][]string{}}
+	for role, pair := range map[string][2]crypto.Signer{
+		"snapshot":  {r.Keys.Snapshot.Signers[0], old.Snapshot.Signers[0]},
+		"timestamp": {r.Keys.Timestamp.Signers[0], old.Timestamp.Signers[0]},
+	} {
+		id, err := tufrepo.KeyID(pair[1].Public())
+		if err != nil {
+			return err
+		}
+		c.Add[role], c.Remove[role] = []crypto.PublicKey{pair[0].Public()}, []string{id}
+	}
+	honest, err := tufrepo.Prepare(r.t.Context(), r.Dir, c, now)
+	if err != nil {
+		return err
+	}
+	_, err = tufrepo.Complete(r.t.Context(), r.Dir, honest, r.Keys, now)
+	return err
+}
+
+// At is a repository that somebody else made, to read and forge in.
+func At(t testing.TB, dir string) *Repo {
+	return &Repo{Dir: dir, t: t, lies: map[string]http.HandlerFunc{}}
 }
 
 // Signers makes n Ed25519 keys from a seed.
@@ -106,7 +148,11 @@ func Forge[T metadata.Roles](r *Repo, from, to string, signers []crypto.Signer, 
 	change(&m.Signed)
 	m.ClearSignatures()
 	for _, s := range signers {
-		loaded, err := signature.LoadSigner(s, crypto.Hash(0))
+		hash := crypto.Hash(0) // as Ed25519 wants it
+		if _, is := s.Public().(ed25519.PublicKey); !is {
+			hash = crypto.SHA256
+		}
+		loaded, err := signature.LoadSigner(s, hash)
 		if err != nil {
 			r.t.Fatal(err)
 		}

@@ -23,6 +23,7 @@ import (
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/pki"
 	"klatch/internal/testkit/tufsim"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 	"klatch/internal/wire"
 )
@@ -185,7 +186,7 @@ func (f *Fleet) Publish(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID) l
 // Install makes a machine believe this publisher.
 func (f *Fleet) Install(m *Machine) {
 	f.t.Helper()
-	b, err := f.Pub.Anchor.Encode()
+	b, err := trustsign.Anchor(*f.Pub.Anchor)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -263,6 +264,8 @@ func (m *Machine) answerTo(t testing.TB, c *loaderapi.Conn) {
 		a.Status, err = m.Load(ctx, files[0], files[1])
 	case loaderapi.OpConfirm:
 		a.Status, err = m.Confirm(ctx, r.Sequence)
+	case loaderapi.OpRecall:
+		a.Status, err = m.Recall(ctx, files[0])
 	case loaderapi.OpCancel:
 		a.Status, err = m.Cancel(ctx, r.Sequence)
 	case loaderapi.OpBlockers:

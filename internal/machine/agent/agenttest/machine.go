@@ -7,10 +7,12 @@
 package agenttest
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -271,6 +273,22 @@ func (m *Machine) Status(context.Context) (loaderapi.Status, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.answer(nil)
+}
+
+// Recall takes recalls, without asking who signed them.
+func (m *Machine) Recall(_ context.Context, f *os.File) (loaderapi.Status, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return m.answer(err)
+	}
+	text, _, _ := bytes.Cut(b, []byte("\n\n"))
+	r, err := livepatch.ParseRecalls(append(text, '\n'))
+	if err == nil && !m.Away {
+		m.status.Recalls = r.Version
+	}
+	return m.answer(err)
 }
 
 // Confirm raises the highest sequence.

@@ -24,6 +24,7 @@ import (
 	"klatch/internal/machine/agent"
 	"klatch/internal/notice"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 )
 
 // Publisher makes livepatches and holds them in a repository in memory. It is
@@ -80,7 +81,7 @@ func (p *Publisher) Livepatch(k kernel.Build, s livepatch.Sequence, fixes ...cve
 	for _, f := range fixes {
 		m.Fixes = append(m.Fixes, livepatch.Fix{CVE: f, Check: livepatch.Passed})
 	}
-	signed, err := trust.SignManifest(m, p.signer)
+	signed, err := trustsign.Manifest(m, p.signer)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -153,6 +154,29 @@ func (p *Publisher) Refresh(context.Context, *trust.Anchor, time.Time) (agent.Sn
 		return nil, p.Fail
 	}
 	return p, nil
+}
+
+// Recalls names the newest recalls that were put in.
+func (p *Publisher) Recalls() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	newest := ""
+	for t := range p.targets {
+		if livepatch.RecallsVersion(t) > livepatch.RecallsVersion(newest) {
+			newest = t
+		}
+	}
+	return newest
+}
+
+// Recall signs recalls and puts them in.
+func (p *Publisher) Recall(r livepatch.Recalls) {
+	p.t.Helper()
+	signed, err := trustsign.Recalls(r, p.signer)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.Put(livepatch.RecallsPath(r.Version), signed)
 }
 
 // Fetch gets a target.

@@ -26,6 +26,7 @@ import (
 	"klatch/internal/testkit"
 	"klatch/internal/testkit/klpfake"
 	"klatch/internal/testkit/signed"
+	"klatch/internal/trustsign"
 )
 
 var build = kernel.Build{Arch: kernel.AMD64, Release: "6.1.0-56-cloud-amd64", ID: kernel.BuildID{7}}
@@ -87,7 +88,7 @@ func newWorld(t *testing.T) *world {
 	}
 	p, err := signed.NewPublisher("kill test")
 	check(t, err)
-	w.anchor, err = p.Anchor().Encode()
+	w.anchor, err = trustsign.Anchor(p.Anchor())
 	check(t, err)
 	for n := range livepatch.Sequence(3) {
 		manifest, module, err := p.Livepatch(build, n+1)

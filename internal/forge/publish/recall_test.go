@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package publish_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"klatch/internal/fault"
+	"klatch/internal/forge/build"
+	"klatch/internal/forge/publish"
+	"klatch/internal/forge/sign"
+	"klatch/internal/livepatch"
+	"klatch/internal/trust"
+	"klatch/internal/tufrepo"
+)
+
+// TestRecallWithdrawsForGood: what was recalled leaves the list, and no later
+// publication brings it back.
+func TestRecallWithdrawsForGood(t *testing.T) {
+	d := folder(t, trust.Small)
+	var builds []build.Result
+	for seq := livepatch.Sequence(1); seq <= 2; seq++ {
+		b := built(t, d, seq)
+		if _, err := sign.Sign(d, b, now); err != nil {
+			t.Fatal(err)
+		}
+		builds = append(builds, b)
+	}
+	if _, err := publish.Publish(t.Context(), d, builds, now); err != nil {
+		t.Fatal(err)
+	}
+	listed := func() (all []string) {
+		s, err := tufrepo.Look(d.Repository())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range s.Roles {
+			for _, name := range r.Targets {
+				if strings.HasSuffix(name, ".lpb") || livepatch.RecallsVersion(name) > 0 {
+					all = append(all, name)
+				}
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	take := func(r *livepatch.Recalls) {
+		if r.Check(builds[1].BuildID, 2) == nil {
+			r.Entries = append(r.Entries, livepatch.Recall{Kernel: builds[1].BuildID, Sequence: 2, Reason: "it eats files"})
+		}
+	}
+	r, _, err := publish.Recall(t.Context(), d, take, now)
+	if err != nil || r.Version != 1 {
+		t.Fatal(r, err)
+	}
+	want := []string{"debian-12/amd64/6.1.0-50-cloud-amd64/klatch_1.lpb", "policy/recalls-1.note"}
+	if got := listed(); !slices.Equal(got, want) {
+		t.Errorf("listed %q", got)
+	}
+	again, res, err := publish.Recall(t.Context(), d, take, now)
+	if err != nil || again.Version != 1 || res.Changed {
+		t.Errorf("the same again: %+v, %+v, %v", again, res, err)
+	}
+	if _, err := publish.Publish(t.Context(), d, builds, now.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(); !slices.Equal(got, want) {
+		t.Errorf("after another publication: %q", got)
+	}
+	if _, _, err := publish.Recall(t.Context(), d, func(r *livepatch.Recalls) { r.Entries = r.Entries[:0] }, now); fault.CodeOf(err) != "recalls_shrink" {
+		t.Errorf("taking a recall back: %v", err)
+	}
+	r, _, err = publish.Recall(t.Context(), d, func(r *livepatch.Recalls) {
+		r.Floors = append(r.Floors, livepatch.Floor{Kernel: builds[0].BuildID, Sequence: 3})
+	}, now)
+	if got := listed(); err != nil || r.Version != 2 || !slices.Equal(got, []string{"policy/recalls-2.note"}) {
+		t.Errorf("with a floor: %q, %v", got, err)
+	}
+}
