@@ -76,7 +76,7 @@ lint: ## golangci-lint, import table, root dependencies, shell scripts
 	$(GO) test -run 'TestImportTable|TestRoot|TestLicenseLines|TestFileLength|TestMarkdownLinks|TestFeatures' .
 	@if [ -f cmd/klatch-loader/depaware.txt ]; then \
 		$(TOOL) depaware --check --goos=linux klatch/cmd/klatch-loader; fi
-	@scripts=$$(git ls-files | xargs -r grep -lE '^#!.*\b(ba)?sh\b' || true); \
+	@scripts=$$(git ls-files | xargs -r awk 'FNR == 1 { if (/^#!.*[\/ ](ba)?sh/) print FILENAME; nextfile }'); \
 	if [ -z "$$scripts" ]; then :; elif command -v shellcheck >/dev/null; then shellcheck $$scripts; \
 	else echo "lint: shellcheck is not installed, shell scripts not checked: tools/deps lint" >&2; exit 1; fi
 
