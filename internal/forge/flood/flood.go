@@ -260,6 +260,13 @@ func (r *runner) reach(ctx context.Context, l *lot) ([]string, []build.Refusal, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("reach of %s: %w", l.name(), err)
 	}
+	own := map[string]bool{}
+	for _, f := range l.nodes.files() {
+		for _, s := range r.delta.reach[f] {
+			own[s] = true
+		}
+	}
+	sources = slices.DeleteFunc(sources, func(s string) bool { return !own[s] }) // the queue so far reaches others
 	if len(refused) == 0 && len(sources) > r.Fanout {
 		f := build.Refuse("header_fanout", l.nodes.files()[0])
 		f.Detail = fmt.Sprintf("%d source files, limit %d", len(sources), r.Fanout)

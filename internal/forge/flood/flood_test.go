@@ -338,6 +338,23 @@ func TestWhatIsQueuedIsNotTakenAgain(t *testing.T) {
 	}
 }
 
+// TestAWideQueueCountsForNoLot: what the queue so far reaches is not what a
+// change reaches, and what changes nothing is seen beside it.
+func TestAWideQueueCountsForNoLot(t *testing.T) {
+	d := delta(t)
+	base := []queue.Patch{{Name: "wide", Fixes: []cve.ID{"CVE-2025-0001"}, Diff: []byte("--- a/w.c\n+++ b/w.c\n@@ -1 +1 @@\n-a\n+b\n--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n-a\n+b\n"), Files: []string{"w.c", "x.c"}}}
+	all := []Candidate{{ID: "CVE-2026-0001", Files: []string{"a.c"}, Wanted: true}, {ID: "CVE-2026-0004", Files: []string{"comment.c"}, Wanted: true}}
+	out, err := Run(t.Context(), &fake{}, d, all, Options{Base: base, Fanout: 1, State: StateIn(t.TempDir())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []Status{Livepatched, NotAffected} {
+		if e := out.Ledger.Entries[i]; e.Status != want {
+			t.Errorf("%s: %s %s, want %s", e.CVE, e.Status, e.Code, want)
+		}
+	}
+}
+
 func TestAWideChangeIsRefusedByItsReach(t *testing.T) {
 	d := delta(t)
 	out, err := Run(t.Context(), &fake{}, d, candidatesOf[:1], Options{Fanout: 1, State: StateIn(t.TempDir())})
