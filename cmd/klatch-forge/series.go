@@ -15,6 +15,9 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
+	"klatch/internal/forge/lab"
+	"klatch/internal/forge/proof"
+	"klatch/internal/kernel"
 )
 
 // buildSeries builds one queue for many kernels. A kernel that goes wrong does
@@ -57,6 +60,69 @@ func buildSeries(cmd *cobra.Command, o *options, series string, parallel int, li
 		return cli.ExitWith(s)
 	}
 	return nil
+}
+
+// tested is how the test of one kernel of a series ended.
+type tested struct {
+	Kernel kernel.Release `json:"kernel"`
+	Result *proof.Result  `json:"result"` // null where it could not be tested
+	Error  string         `json:"error,omitempty"`
+	Hint   string         `json:"hint,omitempty"`
+}
+
+// testSeries tests the newest livepatch of each kernel of a series. One that
+// cannot be tested is no pass, and keeps no other from being tested.
+func testSeries(cmd *cobra.Command, o *options, series string, f trialFlags, asJSON bool) error {
+	kernels, ended, err := kernelsOf(o, series)
+	if err != nil {
+		return cli.Cannot(err, "test series %s", series)
+	}
+	results := make([]tested, 0, len(kernels))
+	for _, e := range kernels {
+		t := tested{Kernel: e.Release}
+		res, err := runTest(cmd, o, e.Release, f)
+		if err != nil {
+			t.Error, t.Hint = err.Error(), fault.HintOf(err)
+		} else {
+			t.Result = &res
+		}
+		results = append(results, t)
+	}
+	if asJSON {
+		if err := cli.WriteJSON(cmd.OutOrStdout(), 1, map[string]any{"series": series, "results": results, "ended": ended}); err != nil {
+			return err
+		}
+	} else {
+		for _, t := range results {
+			if t.Result == nil {
+				out(cmd, "%-32s not tested: %s\n", t.Kernel, t.Error)
+			} else {
+				out(cmd, "%-32s %s, sequence %d, %d stories\n", t.Kernel, t.Result.Verdict, t.Result.Sequence, len(t.Result.Scenarios))
+			}
+		}
+		for _, r := range ended {
+			out(cmd, "%-32s support has ended: nothing is tested\n", r)
+		}
+	}
+	if s := worstTest(results); s != 0 {
+		return cli.ExitWith(s)
+	}
+	return nil
+}
+
+// worstTest is the exit status of many tests: 3 where a livepatch failed, 75
+// where one was not shown to pass.
+func worstTest(results []tested) int {
+	status := 0
+	for _, t := range results {
+		switch {
+		case t.Result != nil && t.Result.Verdict == lab.Fail:
+			return 3
+		case t.Result == nil || t.Result.Verdict != lab.Pass:
+			status = 75
+		}
+	}
+	return status
 }
 
 // kernelsOf lists the kernels of a series that are still supported, and the

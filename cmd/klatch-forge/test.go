@@ -42,11 +42,11 @@ type trialFlags struct {
 }
 
 func testCommand(o *options) *cobra.Command {
-	var release, replay string
+	var release, series, replay string
 	var f trialFlags
 	var asJSON, list bool
 	c := &cobra.Command{
-		Use:   "test --kernel RELEASE",
+		Use:   "test --kernel RELEASE | --series SERIES",
 		Short: "Try the newest livepatch on its kernel, in virtual machines or on a board",
 		Long: `Plays every story that the livepatch must go through, each on a machine of its
 own that boots the stock kernel: it loads from clean, on a busy machine and over
@@ -63,6 +63,9 @@ runs are kept beside the livepatch: test.json, report.html, runs/.
 that kernel by itself, or its file says how to choose it (docs/howto/board.md).
 Its power is cut before and after each.
 
+--series tests the newest livepatch of each kernel of the series that is still
+supported, one after the other; the exit status is that of the worst.
+
 Verdict pass, fail (the livepatch) or broken (the lab; never counts as pass).
 Exit status 0, 3 or 75.
 
@@ -71,6 +74,7 @@ the gate stays as it is. With --shell the machine stays after the story, and you
 look around in it, a line of sh at a time; a line such as ":load" does a command of the
 story language. --replay plays a run again from its recorded inputs.`,
 		Example: `  klatch-forge test --kernel 6.1.0-50-cloud-amd64 --list
+  klatch-forge test --series debian-6.1
   klatch-forge test --kernel 6.1.0-50-cloud-amd64
   klatch-forge test --kernel 6.1.0-50-cloud-amd64 --scenario cancel --shell
   klatch-forge test --kernel 6.1.0-50-cloud-amd64 --scenario ./mine.txtar
@@ -80,6 +84,8 @@ story language. --replay plays a run again from its recorded inputs.`,
 			r := kernel.Release(release)
 			var err error
 			switch {
+			case series != "":
+				return testSeries(cmd, o, series, f, asJSON)
 			case f.shell && replay == "" && len(f.scenarios) != 1:
 				err = invalid("--shell needs one story")("name it: --scenario NAME")
 			case list:
@@ -95,9 +101,10 @@ story language. --replay plays a run again from its recorded inputs.`,
 			return cli.Cannot(err, "test the livepatch of %s", release)
 		},
 	}
-	kernelFlag(c, &release)
-	f.flags(c)
 	fl := c.Flags()
+	optionalKernelFlag(c, &release)
+	fl.StringVar(&series, "series", "", "test for all kernels of this series, such as debian-6.1")
+	f.flags(c)
 	fl.BoolVar(&asJSON, "json", false, "print the result as JSON (docs/reference/build.md)")
 	fl.IntVar(&f.cpus, "cpus", 0, "processors of a machine (default 2)")
 	fl.DurationVar(&f.busy, "busy", 0, "how long the busy machine is kept busy (default 15s)")
@@ -107,6 +114,10 @@ story language. --replay plays a run again from its recorded inputs.`,
 	fl.BoolVar(&list, "list", false, "show the stories for this livepatch, and which are not applicable and why")
 	fl.BoolVar(&f.shell, "shell", false, "keep the machine after the story and look around in it")
 	fl.StringVar(&replay, "replay", "", "play this run again from its recorded inputs")
+	c.MarkFlagsOneRequired("kernel", "series")
+	for _, other := range []string{"kernel", "list", "shell", "replay", "scenario"} {
+		c.MarkFlagsMutuallyExclusive("series", other)
+	}
 	c.MarkFlagsMutuallyExclusive("list", "shell")
 	c.MarkFlagsMutuallyExclusive("list", "replay")
 	c.MarkFlagsMutuallyExclusive("scenario", "replay")
