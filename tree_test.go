@@ -68,6 +68,22 @@ func head(t *testing.T, file string) []byte {
 	return bytes.Join(lines[:min(len(lines), 4)], nil)
 }
 
+// maxFile is more than any file that people write; programs, packages and
+// kernels are larger, and are made, not kept.
+const maxFile = 256 << 10
+
+func TestNothingMadeIsKept(t *testing.T) {
+	for _, file := range filesBelow(t, ".", "") {
+		st, err := os.Lstat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Size() > maxFile {
+			t.Errorf("%s has %d bytes: a program or package does not belong into the tree", file, st.Size())
+		}
+	}
+}
+
 func TestFileLength(t *testing.T) {
 	seen := map[string]bool{}
 	for _, file := range filesBelow(t, ".", ".go") {
