@@ -54,6 +54,10 @@ type Floor struct {
 	Sequence Sequence       `json:"sequence"`
 }
 
+// ErrForeign is in an error of signed text that too few of an anchor's keys
+// signed, where nothing says that the text is damaged. It adds no words.
+var ErrForeign = errors.New("")
+
 // ParseRecalls reads recalls in their one form.
 func ParseRecalls(b []byte) (Recalls, error) {
 	var r Recalls

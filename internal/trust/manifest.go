@@ -33,7 +33,7 @@ func open[T any](a *Anchor, signed []byte, limit int, parse func([]byte) (T, err
 	}
 	n, err := note.Open(signed, note.VerifierList(vs...))
 	if _, unknown := errors.AsType[*note.UnverifiedNoteError](err); unknown {
-		return none, fault.New(fault.Untrusted, "manifest_untrusted", "manifest is signed by no key of publisher %s", a.Publisher).
+		return none, fault.New(fault.Untrusted, "manifest_untrusted", "manifest is signed by no key of publisher %s%w", a.Publisher, livepatch.ErrForeign).
 			WithHint("check that this machine has the anchor of the publisher whose repository it uses: klatch trust show")
 	}
 	if err != nil {
@@ -44,7 +44,7 @@ func open[T any](a *Anchor, signed []byte, limit int, parse func([]byte) (T, err
 		keys[s.Name] = true
 	}
 	if len(keys) < a.Manifest.Threshold {
-		return none, fault.New(fault.Untrusted, "manifest_threshold", "manifest has %d of %d signatures needed", len(keys), a.Manifest.Threshold)
+		return none, fault.New(fault.Untrusted, "manifest_threshold", "manifest has %d of %d signatures needed%w", len(keys), a.Manifest.Threshold, livepatch.ErrForeign)
 	}
 	return parse([]byte(n.Text))
 }

@@ -213,8 +213,8 @@ func (s *session) anchor() (*trust.Anchor, error) {
 	if b, err = durable.ReadFile(filepath.Join(s.Loader.State, "recalls.note"), livepatch.MaxRecalls); err == nil {
 		s.recalls, err = a.OpenRecalls(b)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // of another publisher, before this anchor
-		s.Log.Warn("recalls do not count", slog.Any("err", err))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, livepatch.ErrForeign) { // foreign: from before this anchor
+		return a, fmt.Errorf("recalls.note is damaged, so what was recalled is unknown; klatch check fetches it anew: %w", err)
 	}
 	a.Revoke(s.recalls)
 	return a, nil
@@ -222,8 +222,8 @@ func (s *session) anchor() (*trust.Anchor, error) {
 
 // recall keeps the publisher's newest recalls for every load and boot to come.
 func (s *session) recall(f *os.File) error {
-	anchor, err := s.anchor()
-	if err != nil {
+	anchor, err := s.anchor() // with damaged recalls an error too: these heal them
+	if anchor == nil {
 		return err
 	}
 	signed, err := klp.Seal(f, livepatch.MaxRecalls)

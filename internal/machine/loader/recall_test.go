@@ -3,7 +3,10 @@
 package loader_test
 
 import (
+	"bytes"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,5 +161,27 @@ func TestRecallsOfAnotherAnchor(t *testing.T) {
 	r.anchor(p.Anchor())
 	if _, err := r.load(r.make(2, func(m *making) { m.by, m.moduleBy = p, p })); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDamagedRecallsStopLoads: nobody knows then what was taken back. The next
+// check brings them anew.
+func TestDamagedRecallsStopLoads(t *testing.T) {
+	r := newRig(t)
+	r.confirmed(1)
+	r.check(r.recall(recalls(1, taken(2)), both()...))
+	file := filepath.Join(r.dir, "state", "recalls.note")
+	good, err := os.ReadFile(file)
+	r.check(err)
+	flipped := bytes.Replace(good, []byte("it eats files"), []byte("it eats filez"), 1)
+	for name, content := range map[string][]byte{"a byte": flipped, "cut": good[:len(good)/2], "empty": {}} {
+		r.check(os.WriteFile(file, content, 0o600))
+		if _, err := r.load(r.make(3)); err == nil || !strings.Contains(err.Error(), "recalls.note is damaged") {
+			t.Errorf("%s: %v", name, err)
+		}
+		r.check(r.recall(recalls(1, taken(2)), both()...))
+		if _, err := r.load(r.make(2)); fault.CodeOf(err) != "recalled" {
+			t.Errorf("%s, mended: %v", name, err)
+		}
 	}
 }
