@@ -10,10 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/config"
 	"github.com/theupdateframework/go-tuf/v2/metadata/updater"
 
@@ -194,6 +196,48 @@ func TestDraftOfAnotherStateIsRefused(t *testing.T) {
 	if _, err := Complete(t.Context(), dir, draft, keys, start); fault.CodeOf(err) != "draft_stale" {
 		t.Errorf("draft from before the publication: %v", err)
 	}
+}
+
+// TestAttackDraft: who prepares a draft also writes down what it differs from.
+// Whatever that says, the words name every file that the signer would vouch for.
+func TestAttackDraft(t *testing.T) {
+	dir, _, _ := grown(t)
+	draft, err := Prepare(t.Context(), dir, Change{Renew: []string{metadata.TARGETS}}, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := slices.IndexFunc(draft.Parts, func(p Part) bool { return p.Role == metadata.TARGETS })
+	evil, err := metadata.Targets().FromBytes(draft.Parts[part].Metadata)
+	if err != nil {
+		t.Fatal(err)
+	}
+	evil.Signed.Targets["policy/evil.json"] = &metadata.TargetFiles{Length: 7, Hashes: metadata.Hashes{"sha256": make([]byte, 32)}}
+	b, err := evil.ToBytes(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	draft.Parts[part].Metadata = b
+	t.Run("M/a file that is added", func(t *testing.T) {
+		words, err := draft.Words()
+		if err != nil || !strings.Contains(strings.Join(words, "\n"), "NEW   policy/evil.json (7 bytes") {
+			t.Errorf("%v: %q", err, words)
+		}
+	})
+	t.Run("M/a false list in force", func(t *testing.T) {
+		forged := *draft
+		forged.Targets = b
+		if words, err := forged.Words(); err == nil {
+			t.Errorf("taken: %q", words)
+		}
+	})
+	t.Run("M/the list in force again", func(t *testing.T) {
+		again := *draft
+		again.Parts = slices.Clone(draft.Parts)
+		again.Parts[part].Metadata = draft.Targets
+		if words, err := again.Words(); err == nil {
+			t.Errorf("taken: %q", words)
+		}
+	})
 }
 
 func TestChangesThatAreRefused(t *testing.T) {

@@ -128,6 +128,9 @@ func (d *Draft) open() (have, proposal, error) {
 		if err != nil {
 			return h, p, fmt.Errorf("targets in force: %w", err)
 		}
+		if err := h.root.VerifyDelegate(metadata.TARGETS, top); err != nil { // what a draft differs from must be somebody's
+			return h, p, fmt.Errorf("targets in force are not signed by the keys of the root in force: %w", err)
+		}
 		h.lists[metadata.TARGETS] = list{top, d.Targets}
 	}
 	for _, part := range d.Parts {
@@ -142,6 +145,9 @@ func (d *Draft) open() (have, proposal, error) {
 		if err != nil {
 			return h, p, fmt.Errorf("part %.80q: %w", part.Role, err)
 		}
+	}
+	if top, was := p.lists[metadata.TARGETS], h.top(); top != nil && was != nil && top.Signed.Version <= was.Signed.Version {
+		return h, p, fmt.Errorf("targets %d would follow %d: the draft does not tell what it changes", top.Signed.Version, was.Signed.Version)
 	}
 	for _, r := range []*rootMeta{h.root, p.root} {
 		if r != nil && (hasNil(r.Signed.Keys) || hasNil(r.Signed.Roles)) {

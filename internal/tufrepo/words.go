@@ -3,6 +3,7 @@
 package tufrepo
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -46,27 +47,29 @@ func listWords(say func(string, ...any), role string, h have, p proposal) {
 		version = was.Signed.Version
 	}
 	say("%s: version %d becomes %d, expires %s", role, version, l.Signed.Version, day(l.Signed.Expires))
-	if role == metadata.TARGETS || was != nil {
-		var before map[string]*metadata.TargetFiles
-		if was != nil {
-			before = was.Signed.Targets
+	var before map[string]*metadata.TargetFiles
+	if was != nil {
+		before = was.Signed.Targets
+	}
+	// All of it, and not only what differs: who prepared the draft also wrote
+	// down what it differs from.
+	for _, name := range slices.Sorted(maps.Keys(l.Signed.Targets)) {
+		verb, is, old := "lists", l.Signed.Targets[name], before[name]
+		switch {
+		case was == nil: // the list in force is not in the draft
+		case old == nil:
+			verb = "NEW  "
+		case !bytes.Equal(old.Hashes["sha256"], is.Hashes["sha256"]) || old.Length != is.Length:
+			verb = "OTHER"
 		}
-		for _, name := range slices.Sorted(maps.Keys(l.Signed.Targets)) {
-			if _, there := before[name]; !there {
-				say("    offers %s (%d bytes, sha256 %x)", name, l.Signed.Targets[name].Length, []byte(l.Signed.Targets[name].Hashes["sha256"]))
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(before)) {
-			if _, there := l.Signed.Targets[name]; !there {
-				say("    offers no more %s", name)
-			}
-		}
-		say("    %d files in all", len(l.Signed.Targets))
-	} else { // the list in force is not in the draft
-		for _, name := range slices.Sorted(maps.Keys(l.Signed.Targets)) {
-			say("    lists %s (%d bytes, sha256 %x)", name, l.Signed.Targets[name].Length, []byte(l.Signed.Targets[name].Hashes["sha256"]))
+		say("    %s %s (%d bytes, sha256 %x)", verb, name, is.Length, []byte(is.Hashes["sha256"]))
+	}
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		if _, there := l.Signed.Targets[name]; !there {
+			say("    GONE  %s", name)
 		}
 	}
+	say("    %d files in all", len(l.Signed.Targets))
 	if role != metadata.TARGETS {
 		return
 	}
