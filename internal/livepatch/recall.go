@@ -54,8 +54,8 @@ type Floor struct {
 	Sequence Sequence       `json:"sequence"`
 }
 
-// ErrForeign is in an error of signed text that too few of an anchor's keys
-// signed, where nothing says that the text is damaged. It adds no words.
+// ErrForeign is in the error of signed text that none of an anchor's keys
+// signed. It adds no words.
 var ErrForeign = errors.New("")
 
 // ParseRecalls reads recalls in their one form.

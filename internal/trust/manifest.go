@@ -44,7 +44,7 @@ func open[T any](a *Anchor, signed []byte, limit int, parse func([]byte) (T, err
 		keys[s.Name] = true
 	}
 	if len(keys) < a.Manifest.Threshold {
-		return none, fault.New(fault.Untrusted, "manifest_threshold", "manifest has %d of %d signatures needed%w", len(keys), a.Manifest.Threshold, livepatch.ErrForeign)
+		return none, fault.New(fault.Untrusted, "manifest_threshold", "manifest has %d of %d signatures needed", len(keys), a.Manifest.Threshold)
 	}
 	return parse([]byte(n.Text))
 }

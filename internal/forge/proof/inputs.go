@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/lab/player"
@@ -99,6 +100,15 @@ func (t Trial) inputs(p plan, rig Rig, h hasher) (Inputs, error) {
 		Module: Input{SHA256: t.Built.Module.SHA256, Path: t.Built.Module.Path}}
 	if p.Over != nil {
 		in.Over = p.Over.Sequence
+	}
+	for _, b := range append([]build.Result{t.Built}, t.Earlier...) {
+		sum, err := h.file(b.Module.Path)
+		if err != nil && !os.IsNotExist(err) {
+			return in, err
+		}
+		if err == nil && sum != b.Module.SHA256 {
+			return in, fault.New(fault.Conflict, "module_digest", "%s is not what build.json says", b.Module.Path).WithHint("klatch-forge build --kernel %s", b.Kernel)
+		}
 	}
 	for _, e := range t.Earlier {
 		in.Earlier = append(in.Earlier, Input{Name: e.Sequence.ModuleName(), SHA256: e.Module.SHA256, Path: e.Module.Path})

@@ -26,7 +26,7 @@ func RunsDir(buildDir string) string { return filepath.Join(buildDir, "runs") }
 // Keep writes the result of a whole trial beside the build. What another rig
 // found out about the same module stays in it.
 func Keep(buildDir string, r Result) error {
-	if other, err := Load(buildDir); err == nil && other.ModuleSHA256 == r.ModuleSHA256 && other.BuildID == r.BuildID {
+	if other, err := Load(buildDir); err == nil && other.Version == ResultVersion && other.ModuleSHA256 == r.ModuleSHA256 && other.BuildID == r.BuildID {
 		r = merge(other, r)
 	}
 	b, err := json.MarshalIndent(r, "", " ")

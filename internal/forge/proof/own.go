@@ -51,12 +51,16 @@ func Own(dataDir, series string, fixes []cve.ID) ([]Source, error) {
 	}
 	var out []Source
 	for _, f := range from {
-		files, err := filepath.Glob(filepath.Join(dataDir, "scenarios", filepath.FromSlash(f), "*.txtar"))
-		if err != nil {
+		dir := filepath.Join(dataDir, "scenarios", filepath.FromSlash(f))
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // what cannot be read may be required
 			return nil, err
 		}
-		for _, file := range files {
-			s, err := readSource(file)
+		for _, e := range entries {
+			if filepath.Ext(e.Name()) != ".txtar" {
+				continue
+			}
+			s, err := readSource(filepath.Join(dir, e.Name()))
 			if err != nil {
 				return nil, err
 			}

@@ -72,6 +72,7 @@ func TestVerdicts(t *testing.T) {
 		{"canceled, it must leave the old code", playertest.Rig{Works: true, Sticky: true}, checks, lab.Fail, livepatch.Unchecked, "cancel", "check flaw", "does not show"},
 		{"a transition that does not end is its fault", playertest.Rig{Works: true, Stuck: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "await-transition", "did not come within"},
 		{"a taint that no livepatch brings is its fault", playertest.Rig{Works: true, Taint: 1 << 9}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "", "0x200"},
+		{"a machine that restarts by itself has failed, also in silence", playertest.Rig{Works: true, Resets: true}, checks, lab.Fail, livepatch.Unchecked, "load-and-disable", "", "restarted by itself"},
 		{"a lab that does not boot is broken", playertest.Rig{Dead: errors.New("no emulator")}, checks, lab.Broken, livepatch.Unchecked, "reboot", "", "no emulator"},
 		{"a kernel that complains before anything was tried is the lab's", playertest.Rig{Works: true, WarnAtBoot: "[    0.100000] WARNING: CPU: 0 PID: 1 at x.c:1 f+0x1/0x2\n"},
 			checks, lab.Broken, livepatch.Unchecked, "cancel", "", "boot without trouble"},
@@ -341,6 +342,61 @@ func testOnlyThisModulesResultCounts(t *testing.T) {
 
 // TestRigsAddUp: what real hardware found out stays beside what virtual
 // machines did, and each may stop the livepatch.
+// TestOwnStoriesAreNotLost: a folder with a strange name, or one that cannot be
+// read, is no folder without required stories.
+func TestOwnStoriesAreNotLost(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "klatch[prod]")
+	all := filepath.Join(dir, "scenarios", "all")
+	if err := os.MkdirAll(all, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(all, "mine.txtar"), []byte("# It loads.\nload\nawait-transition\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if own, err := Own(dir, "debian-6.1", nil); err != nil || len(own) != 1 {
+		t.Errorf("%d stories, %v", len(own), err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "scenarios", "series"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Own(dir, "debian-6.1", nil); err == nil {
+		t.Error("a folder that cannot be read passes for an empty one")
+	}
+}
+
+// TestAModuleThatIsNotTheBuiltOneIsNotTried: what passes is what was hashed.
+func TestAModuleThatIsNotTheBuiltOneIsNotTried(t *testing.T) {
+	tr := trialOf(t, &playertest.Rig{Works: true})
+	tr.Built.Module.Path = filepath.Join(t.TempDir(), "klatch_2.ko")
+	if err := os.WriteFile(tr.Built.Module.Path, []byte("another"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Run(t.Context(), tr); fault.CodeOf(err) != "module_digest" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestAResultOfAnotherVersionIsNotKept: it says other things by the same names.
+func TestAResultOfAnotherVersionIsNotKept(t *testing.T) {
+	dir := t.TempDir()
+	r := Result{Version: ResultVersion, ModuleSHA256: "a", BuildID: "b", Required: []string{"x"}, Scenarios: []Scenario{{Name: "x", Rig: "qemu", Verdict: lab.Pass}}}
+	old := r
+	old.Version, old.Scenarios = 1, []Scenario{{Name: "x", Verdict: lab.Fail}}
+	b, err := json.Marshal(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, resultFile), b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := Keep(dir, r); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Load(dir); err != nil || len(got.Scenarios) != 1 || got.Scenarios[0].Rig != "qemu" {
+		t.Errorf("%+v, %v", got.Scenarios, err)
+	}
+}
+
 func TestRigsAddUp(t *testing.T) { synctest.Test(t, testRigsAddUp) }
 
 func testRigsAddUp(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"klatch/internal/durable"
+	"klatch/internal/fault"
 	"klatch/internal/forge/lab"
 )
 
@@ -70,10 +71,13 @@ func (st store) begin(p plan) error {
 			return fmt.Errorf("keep the check of %s: %w", id, err)
 		}
 	}
-	for _, f := range p.Taken {
+	for i, f := range p.Taken {
 		b, err := durable.ReadFile(f.Source, maxTakenBytes)
 		if err != nil {
 			return err
+		}
+		if digestOf(b) != p.inputs.Taken[i].SHA256 {
+			return fault.New(fault.Conflict, "changed_meanwhile", "%s changed while the test ran", f.Source).WithHint("test again")
 		}
 		if err := st.keepContent(b); err != nil {
 			return fmt.Errorf("keep %s: %w", f.Name, err)

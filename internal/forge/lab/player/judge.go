@@ -32,7 +32,7 @@ func (p *Player) begin(ctx context.Context) error {
 }
 
 // readings is one look at the guest: its kernel, its two clocks and its taint.
-const readings = "uname -r; cut -d' ' -f1 /proc/uptime; date +%s; cat /proc/sys/kernel/tainted /sys/kernel/notes"
+const readings = "uname -r; cut -d' ' -f1 /proc/uptime; date +%s; cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/tainted /sys/kernel/notes"
 
 // Taints that come with a livepatch: a module that was not built with the
 // kernel, without a signature that it knows, which is a livepatch
@@ -61,24 +61,24 @@ func (p *Player) sameKernel(ctx context.Context) error {
 }
 
 func (p *Player) look(ctx context.Context) (release string, notes []byte, c clock, err error) {
-	c = clock{bootID: p.m.BootID(), host: time.Now()}
+	c = clock{host: time.Now()}
 	res, err := p.m.Run(ctx, lab.Command{Argv: []string{"sh", "-c", readings}})
 	if err != nil {
 		return "", nil, c, err
 	}
-	parts := bytes.SplitN(res.Stdout, []byte{'\n'}, 5)
-	if res.Exit != 0 || len(parts) != 5 {
+	parts := bytes.SplitN(res.Stdout, []byte{'\n'}, 6)
+	if res.Exit != 0 || len(parts) != 6 {
 		return "", nil, c, lab.Brokenf(fmt.Errorf("exit status %d: %q", res.Exit, res.Stderr), "look at the guest")
 	}
 	up, err1 := strconv.ParseFloat(string(parts[1]), 64)
 	wall, err2 := strconv.ParseInt(string(parts[2]), 10, 64)
-	taint, err3 := strconv.ParseUint(string(parts[3]), 10, 64)
+	taint, err3 := strconv.ParseUint(string(parts[4]), 10, 64)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return "", nil, c, lab.Brokenf(err, "read the guest's clocks and taint")
 	}
-	c.taint = taint
+	c.taint, c.bootID = taint, string(parts[3])
 	c.up, c.wall = time.Duration(up*float64(time.Second)), time.Duration(wall)*time.Second
-	return string(parts[0]), parts[4], c, nil
+	return string(parts[0]), parts[5], c, nil
 }
 
 // clock is one reading of the guest's clocks beside ours, and of its taint.
@@ -123,7 +123,10 @@ func (p *Player) judge(ctx context.Context, err error, out *Outcome) {
 	if cerr != nil {
 		err = errors.Join(err, cerr)
 	}
-	out.Console = strings.TrimPrefix(text, p.before)
+	var whole bool
+	if out.Console, whole = strings.CutPrefix(text, p.before); !whole {
+		err = errors.Join(err, lab.Brokenf(errors.New("its beginning is lost: the kernel printed too much"), "keep the console"))
+	}
 	out.Verdict, out.Trouble = lab.JudgeTroubles(err, p.troubles(out.Console))
 	switch {
 	case out.Verdict == lab.Broken && len(out.Trouble) > 0:
@@ -138,13 +141,18 @@ func (p *Player) judge(ctx context.Context, err error, out *Outcome) {
 	case err != nil:
 		out.Why = err.Error()
 	}
-	if p.clock.host.IsZero() || out.Verdict == lab.Broken || p.m.BootID() != p.clock.bootID {
-		return // not begun, or not the same boot
+	if p.clock.host.IsZero() || out.Verdict == lab.Broken {
+		return // not begun, or nothing to add
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clockLimit)
 	defer cancel()
 	_, _, now, lookErr := p.look(ctx)
 	switch {
+	case lookErr == nil && now.bootID != p.clock.bootID:
+		if out.Verdict == lab.Pass { // a machine that resets says nothing, and comes again
+			out.Verdict, out.Why = lab.Fail, "the machine restarted by itself"
+		}
+		return
 	case lookErr == nil:
 		lookErr = lab.Brokenf(p.clock.jumped(now), "keep time")
 	case out.Verdict == lab.Fail:

@@ -118,6 +118,7 @@ type Rig struct {
 	Taint      int           // of the kernel, once a livepatch was loaded
 	OtherBuild bool          // it runs another build of the same release
 	Jump       time.Duration // the guest's clock, once a livepatch was loaded
+	Resets     bool          // it restarts by itself, silently, once a check ran on a livepatch
 	Late       time.Duration // the guest counts less than goes by
 	Dead       error         // nothing boots
 	Cut        string        // the line is cut at a command that contains this
@@ -287,7 +288,11 @@ func (m *machine) readings() (lab.Result, error) {
 	if len(m.modules) > 0 || m.calls > 0 {
 		taint = 1<<12 | m.Taint
 	}
-	return say(0, "%s\n%.2f\n%d\n%d\n%s", Release, up.Seconds(), int(wall.Seconds()), taint, notes)
+	boot := m.bootID
+	if m.Resets && m.calls > 0 {
+		boot++
+	}
+	return say(0, "%s\n%.2f\n%d\n%d\n%d\n%s", Release, up.Seconds(), int(wall.Seconds()), boot, taint, notes)
 }
 
 func (m *machine) insmod(file string) (lab.Result, error) {
