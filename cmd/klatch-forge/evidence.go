@@ -50,7 +50,11 @@ machine. None of these keys signs modules, manifests or metadata.`,
 			if err != nil {
 				return cli.Cannot(err, "make key %s", name)
 			}
-			out(cmd, "klatch-forge evidence allow --role %s --name %s %s\n", role, name, k.Public())
+			also := ""
+			if evidence.Role(role) == evidence.Reviewer && !strings.Contains(name, "@") {
+				also = " --also YOUR@ADDRESS"
+			}
+			out(cmd, "klatch-forge evidence allow --role %s --name %s%s %s\n", role, name, also, k.Public())
 			return nil
 		},
 	}

@@ -145,7 +145,7 @@ func TestPeopleAndMachinesOfASmallPublisher(t *testing.T) {
 	step(t, 0, []string{"rejected", "2 source patches"}, "--dir", bob, "review", "--from", folder, "--as", "carol", "--reject", "--comment", "leaks")
 	statement := filepath.Join(folder, "evidence", "reviewer-carol.json")
 	step(t, 3, []string{"(unknown_signer)", "evidence allow"}, "--dir", dir, "evidence", "add", "--kernel", release, statement)
-	step(t, 0, []string{"carol may sign"}, "--dir", dir, "evidence", "allow", "--role", "reviewer", "--name", "carol", key)
+	step(t, 0, []string{"carol may sign"}, "--dir", dir, "evidence", "allow", "--role", "reviewer", "--name", "carol", "--also", "carol@example.org", key)
 	step(t, 0, []string{"reviewer by carol"}, "--dir", dir, "evidence", "add", "--kernel", release, statement)
 	step(t, 3, []string{"(review_rejected)", "leaks"}, "--dir", dir, "sign", "--kernel", release)
 	step(t, 3, []string{"(review_rejected)"}, "--dir", dir, "evidence", "show", "--kernel", release)

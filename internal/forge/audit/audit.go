@@ -80,7 +80,10 @@ func Repository(ctx context.Context, q Question) (Answer, error) {
 		return a, err
 	}
 	a.Expires = snap.Expires
-	r := reader{ctx, q, snap, evidence.Policy{}}
+	r := reader{ctx: ctx, q: q, snap: snap}
+	if err := r.readRecalls(); err != nil {
+		return a, err
+	}
 	if r.policy, err = r.readPolicy(); err != nil {
 		return a, err
 	}
@@ -114,6 +117,34 @@ type reader struct {
 	q      Question
 	snap   *tufclient.Snapshot
 	policy evidence.Policy
+
+	recalls livepatch.Recalls
+}
+
+// readRecalls takes the newest, as machines do: keys that the publisher
+// revoked count no longer.
+func (r *reader) readRecalls() error {
+	var newest tufclient.Target
+	for _, t := range r.snap.Targets() {
+		if livepatch.RecallsVersion(t.Path) > livepatch.RecallsVersion(newest.Path) {
+			newest = t
+		}
+	}
+	if newest.Path == "" {
+		return nil // nothing was ever taken back
+	}
+	b, err := r.snap.Download(r.ctx, newest, livepatch.MaxRecalls)
+	if err != nil {
+		return err
+	}
+	if r.recalls, err = r.q.Anchor.OpenRecalls(b); err != nil {
+		return err
+	}
+	anchor := *r.q.Anchor
+	anchor.Manifest.Keys, anchor.ModuleKeys = slices.Clone(anchor.Manifest.Keys), slices.Clone(anchor.ModuleKeys)
+	anchor.Revoke(r.recalls)
+	r.q.Anchor = &anchor
+	return nil
 }
 
 // readPolicy takes the highest version: a key that was taken out of the policy
@@ -154,6 +185,9 @@ func (r reader) livepatch(t tufclient.Target) (l Livepatch, wanted bool, err err
 		return l, true, err
 	}
 	l.Kernel, l.Sequence = &m.Kernel, m.Sequence
+	if err := r.recalls.Check(m.Kernel.ID, m.Sequence); err != nil {
+		return l, true, err
+	}
 	if m.TargetPath() != t.Path {
 		return l, true, evidence.Refuse("bundle_differs", "%s holds the livepatch for %s", t.Path, m.TargetPath())
 	}

@@ -254,9 +254,12 @@ func (c *checker) somebodyElse(reviewer Signer) error {
 		c.note("LAB: authors may review themselves here; nobody else need have looked at the source patches")
 		return nil
 	}
+	if !reviewer.hasAddress() {
+		return refuse("self_review", "the policy gives no address of reviewer %s, so nobody can say that it is no author: klatch-forge evidence allow --also ADDRESS", reviewer.Name)
+	}
 	for _, src := range c.report.Sources {
-		if src.Author == "" {
-			return refuse("no_author", "source patch %s names no author, so nobody can say whether %s is somebody else", src.Name, reviewer.Name)
+		if !oneAuthor(src.Author) {
+			return refuse("no_author", "source patch %s does not name one author with an address (%q), so nobody can say whether %s is somebody else", src.Name, src.Author, reviewer.Name)
 		}
 		if reviewer.Is(src.Author) {
 			return refuse("self_review", "%s reviewed source patch %s, whose author is %s", reviewer.Name, src.Name, src.Author)

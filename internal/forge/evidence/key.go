@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"net/mail"
 	"regexp"
 	"slices"
 	"strings"
@@ -93,17 +94,31 @@ func (s Signer) Is(author string) bool {
 func calledBy(author string) []string {
 	all := []string{fold(author)}
 	name, rest, ok := strings.Cut(author, "<")
-	mail := strings.TrimSuffix(strings.TrimSpace(rest), ">")
+	address := strings.TrimSuffix(strings.TrimSpace(rest), ">")
 	if !ok {
-		mail = author
+		address = author
 	}
-	local, _, _ := strings.Cut(mail, "@")
-	for _, s := range []string{name, mail, local} {
+	local, host, _ := strings.Cut(address, "@")
+	box, _, _ := strings.Cut(local, "+") // bob+kernel@ is bob@
+	for _, s := range []string{name, address, local, box, box + "@" + host} {
 		if s = fold(s); s != "" {
 			all = append(all, s)
 		}
 	}
 	return all
+}
+
+// oneAuthor says whether a text names one person with an address, as "Alice
+// Example <alice@example.org>" does.
+func oneAuthor(author string) bool {
+	list, err := mail.ParseAddressList(author)
+	return err == nil && len(list) == 1
+}
+
+// hasAddress says whether the policy gives an address of the signer, by which
+// it can be told from an author.
+func (s Signer) hasAddress() bool {
+	return slices.ContainsFunc(append([]string{s.Name}, s.Also...), func(a string) bool { return strings.Contains(a, "@") })
 }
 
 func fold(s string) string { return strings.ToLower(strings.Join(strings.Fields(s), " ")) }

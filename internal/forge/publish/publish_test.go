@@ -43,7 +43,9 @@ func folder(t *testing.T, p trust.Profile) datadir.Dir {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := attest.Allow(d, bob.Signer()); err != nil {
+	signer := bob.Signer()
+	signer.Also = []string{"robert@example.org"}
+	if _, err := attest.Allow(d, signer); err != nil {
 		t.Fatal(err)
 	}
 	return d

@@ -86,6 +86,7 @@ func Audit(ctx context.Context, q Question) (Report, error) {
 		r.Findings = append(r.Findings, Finding{code, target, text})
 	}
 	var entries []translog.Entry
+	wholes := map[string]*translog.Log{} // by origin
 	kept := q.Kept == nil
 	for _, v := range policy.Logs {
 		whole, err := auditLog(ctx, s, policy, v, q.Kept, &r)
@@ -100,6 +101,7 @@ func Audit(ctx context.Context, q Question) (Report, error) {
 		}
 		if whole != nil {
 			entries = append(entries, whole.Entries...)
+			wholes[whole.Checkpoint.Origin] = whole
 			kept = kept || r.Logs[len(r.Logs)-1].KeptSize > 0
 		}
 	}
@@ -111,7 +113,7 @@ func Audit(ctx context.Context, q Question) (Report, error) {
 		if !strings.HasSuffix(t.Path, livepatch.BundleSuffix) {
 			continue
 		}
-		err := checkProof(ctx, s, policy, t)
+		err := checkProof(ctx, s, policy, wholes, t)
 		if err != nil && fault.KindOf(err) != fault.Untrusted {
 			return r, err
 		}
@@ -228,7 +230,9 @@ func compare(targets []tufclient.Target, entries []translog.Entry, withdrawn []s
 	}
 }
 
-func checkProof(ctx context.Context, s *tufclient.Snapshot, policy *translog.Policy, t tufclient.Target) error {
+// checkProof verifies a bundle's proof, and that its checkpoint is of the
+// history that was read: the log's key could have signed another one.
+func checkProof(ctx context.Context, s *tufclient.Snapshot, policy *translog.Policy, wholes map[string]*translog.Log, t tufclient.Target) error {
 	target, err := s.Target(translog.ProofPath(t.Path))
 	if err != nil {
 		return fault.New(fault.Untrusted, translog.CodeNoProof, "no proof is published")
@@ -237,6 +241,13 @@ func checkProof(ctx context.Context, s *tufclient.Snapshot, policy *translog.Pol
 	if err != nil {
 		return err
 	}
-	_, err = policy.Verify(proof, translog.Entry{Target: t.Path, Bytes: t.Bytes, SHA256: t.SHA256})
-	return err
+	c, err := policy.Verify(proof, translog.Entry{Target: t.Path, Bytes: t.Bytes, SHA256: t.SHA256})
+	if err != nil {
+		return err
+	}
+	whole := wholes[c.Origin]
+	if whole == nil {
+		return fault.New(fault.Untrusted, CodeNotLogged, "its proof is of log %s, which could not be read here", c.Origin)
+	}
+	return translog.ExtendsWhole(whole, c)
 }

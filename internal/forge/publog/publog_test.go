@@ -282,6 +282,27 @@ func TestAuditFinds(t *testing.T) {
 		{"a history other than the one that was kept", translog.CodeInconsistent, func(t *testing.T, d datadir.Dir, q *publog.Question) {
 			q.Kept = forked(t, d, 4)
 		}},
+		{"a proof out of a history that nobody was shown", translog.CodeInconsistent, func(t *testing.T, d datadir.Dir, _ *publog.Question) {
+			l, _ := openLog(t, d)
+			p, err := l.Add(t.Context(), tufrepo.Publication{Targets: some(4)[6:]}, ".lpb", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := hidden(t, d)
+			other.Add("hidden/evil.lpb", nil)
+			for i, x := range p.Targets {
+				if bundle := some(4)[6]; x.Path == translog.ProofPath(bundle.Path) {
+					p.Targets[i].Content = other.Proof(other.Add(bundle.Path, bundle.Content)).Encode()
+				}
+			}
+			keys, err := sign.RepositoryKeys(d, sign.All)
+			if err == nil {
+				_, err = tufrepo.Publish(t.Context(), d.Repository(), p, keys, time.Now())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}},
 		{"a log that forgot", translog.CodeRollback, func(t *testing.T, d datadir.Dir, q *publog.Question) {
 			q.Kept = forked(t, d, 9)
 		}},
@@ -302,16 +323,23 @@ func TestAuditFinds(t *testing.T) {
 // forked is a checkpoint of another history, signed by the log's own key.
 func forked(t *testing.T, d datadir.Dir, size int) []byte {
 	t.Helper()
+	l := hidden(t, d)
+	for i := range size {
+		l.Add(fmt.Sprintf("x/%d", i), nil)
+	}
+	return l.Whole().Checkpoint.Signed
+}
+
+// hidden is another history under the log's own key.
+func hidden(t *testing.T, d datadir.Dir) *logsim.Log {
+	t.Helper()
 	secret, err := os.ReadFile(publog.KeyFile(d))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := logsim.New(t, publog.Origin(d), 0)
 	l.UseKey(strings.TrimSpace(string(secret)))
-	for i := range size {
-		l.Add(fmt.Sprintf("x/%d", i), nil)
-	}
-	return l.Whole().Checkpoint.Signed
+	return l
 }
 
 func spoil(t *testing.T, name string) {
