@@ -3,12 +3,14 @@
 package publish_test
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"klatch/internal/fault"
+	"klatch/internal/forge/audit"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/publish"
 	"klatch/internal/forge/sign"
@@ -78,5 +80,47 @@ func TestRecallWithdrawsForGood(t *testing.T) {
 	}, now)
 	if got := listed(); err != nil || r.Version != 2 || !slices.Equal(got, []string{"policy/recalls-2.note"}) {
 		t.Errorf("with a floor: %q, %v", got, err)
+	}
+}
+
+// TestAStrangerHearsOfRecalls: bundles that a revoked key signed stay in the
+// list; whoever checks the published files refuses them, as machines do.
+func TestAStrangerHearsOfRecalls(t *testing.T) {
+	d := folder(t, trust.Lab)
+	b := built(t, d, 1)
+	if _, err := sign.Sign(d, b, now); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Publish(t.Context(), d, []build.Result{b}, now); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(d.Anchor())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() audit.Livepatch {
+		anchor, err := trust.ParseAnchor(raw, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := audit.Repository(t.Context(), audit.Question{From: d.Repository(), Anchor: anchor, Now: now})
+		if err != nil || len(a.Livepatches) != 1 {
+			t.Fatal(a, err)
+		}
+		return a.Livepatches[0]
+	}
+	if l := ask(); !l.Accepted {
+		t.Fatalf("before: %+v", l)
+	}
+	anchor, err := trust.ParseAnchor(raw, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(r *livepatch.Recalls) { r.Keys = append(r.Keys, livepatch.KeyDigest(anchor.ModuleKeys[0].Modulus)) }
+	if _, _, err := publish.Recall(t.Context(), d, revoke, now); err != nil {
+		t.Fatal(err)
+	}
+	if l := ask(); l.Accepted || l.Code != "module_key_unknown" {
+		t.Errorf("after: %+v", l)
 	}
 }
