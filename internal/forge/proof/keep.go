@@ -4,17 +4,12 @@ package proof
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"slices"
 
 	"klatch/internal/cve"
 	"klatch/internal/durable"
-	"klatch/internal/fault"
-	"klatch/internal/forge/build"
-	"klatch/internal/forge/lab"
 	"klatch/internal/livepatch"
 )
 
@@ -68,31 +63,6 @@ func Load(buildDir string) (Result, error) {
 	}
 	if err := json.Unmarshal(b, &r); err != nil {
 		return r, fmt.Errorf("read test result: %w", err)
-	}
-	return r, nil
-}
-
-// Read returns the result for one module, which must be a pass for exactly
-// these bytes, with every required scenario.
-func Read(buildDir string, built build.Result) (Result, error) {
-	r, err := Load(buildDir)
-	refuse := func(code fault.Code, format string, args ...any) error {
-		return fault.New(fault.Denied, code, format, args...).WithHint("klatch-forge test --kernel %s", built.Kernel)
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return r, refuse("not_tested", "sequence %d of %s was not tested", built.Sequence, built.Kernel)
-	case err != nil:
-		return r, err
-	case r.Version != ResultVersion:
-		return r, refuse("not_tested", "the test result of sequence %d of %s has version %d, want %d", built.Sequence, built.Kernel, r.Version, ResultVersion)
-	case r.ModuleSHA256 != built.Module.SHA256 || r.BuildID != built.BuildID.String():
-		return r, refuse("not_tested", "the test result is for another module than sequence %d of %s", built.Sequence, built.Kernel)
-	case r.Verdict != lab.Pass:
-		return r, fault.New(fault.Denied, "test_failed", "the test of sequence %d of %s ended %s", built.Sequence, built.Kernel, r.Verdict).
-			WithHint("look at %s", filepath.Join(buildDir, resultFile))
-	case judge(r.Required, r.Scenarios) != lab.Pass:
-		return r, refuse("not_tested", "the test result of sequence %d of %s says pass, and its scenarios do not", built.Sequence, built.Kernel)
 	}
 	return r, nil
 }

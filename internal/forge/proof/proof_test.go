@@ -109,8 +109,9 @@ func TestVerdicts(t *testing.T) {
 				if err := Keep(dir, res); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := Read(dir, built(2)); (err == nil) != (c.verdict == lab.Pass) {
-					t.Errorf("verdict %s can be signed: %v", res.Verdict, err == nil)
+				kept, err := Load(dir)
+				if good := err == nil && kept.Verdict == lab.Pass && judge(kept.Required, kept.Scenarios) == lab.Pass; good != (c.verdict == lab.Pass) {
+					t.Errorf("verdict %s is kept as a pass: %v", res.Verdict, good)
 				}
 			})
 		})
@@ -287,59 +288,6 @@ func testARunThatDiesLeavesNoOutcome(t *testing.T) {
 	}
 }
 
-func TestOnlyThisModulesResultCounts(t *testing.T) { synctest.Test(t, testOnlyThisModulesResultCounts) }
-
-func testOnlyThisModulesResultCounts(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := Read(dir, built(2)); fault.CodeOf(err) != "not_tested" {
-		t.Errorf("no result at all: %v", err)
-	}
-	good := run(t, trialOf(t, &playertest.Rig{Works: true}))
-	keep := func(change func(*Result)) {
-		t.Helper()
-		r := good
-		r.Scenarios = slices.Clone(good.Scenarios)
-		change(&r)
-		b, err := json.Marshal(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, resultFile), b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	keep(func(*Result) {})
-	if _, err := Read(dir, built(2)); err != nil {
-		t.Errorf("own result: %v", err)
-	}
-	if _, err := Read(dir, built(3)); fault.CodeOf(err) != "not_tested" {
-		t.Errorf("another module's result: %v", err)
-	}
-	other := built(2)
-	other.BuildID[0] = 9
-	if _, err := Read(dir, other); fault.CodeOf(err) != "not_tested" {
-		t.Errorf("another kernel's result: %v", err)
-	}
-	for name, change := range map[string]func(*Result){
-		"of version 1":           func(r *Result) { r.Version = 1 },
-		"with nothing required":  func(r *Result) { r.Required = nil },
-		"with one missing":       func(r *Result) { r.Scenarios = r.Scenarios[1:] },
-		"with one that failed":   func(r *Result) { r.Scenarios[0].Verdict = lab.Fail },
-		"with one that is wrong": func(r *Result) { r.Scenarios[0].Verdict = "passed" },
-	} {
-		keep(change)
-		if _, err := Read(dir, built(2)); fault.CodeOf(err) != "not_tested" {
-			t.Errorf("a result %s: %v", name, err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, resultFile), []byte("{"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Read(dir, built(2)); err == nil {
-		t.Error("a torn result was read")
-	}
-}
-
 // TestRigsAddUp: what real hardware found out stays beside what virtual
 // machines did, and each may stop the livepatch.
 // TestOwnStoriesAreNotLost: a folder with a strange name, or one that cannot be
@@ -373,6 +321,28 @@ func TestAModuleThatIsNotTheBuiltOneIsNotTried(t *testing.T) {
 	}
 	if _, err := Run(t.Context(), tr); fault.CodeOf(err) != "module_digest" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestWhatIsNoPass: the whole passes only if every required story did.
+func TestWhatIsNoPass(t *testing.T) {
+	good := run(t, trialOf(t, &playertest.Rig{Works: true}))
+	if judge(good.Required, good.Scenarios) != lab.Pass {
+		t.Fatalf("%+v", good)
+	}
+	for name, change := range map[string]func(*Result){
+		"nothing required": func(r *Result) { r.Required = nil },
+		"one missing":      func(r *Result) { r.Scenarios = r.Scenarios[1:] },
+		"one that failed":  func(r *Result) { r.Scenarios[0].Verdict = lab.Fail },
+		"one broken":       func(r *Result) { r.Scenarios[0].Verdict = lab.Broken },
+		"one that is none": func(r *Result) { r.Scenarios[0].Verdict = "passed" },
+	} {
+		r := good
+		r.Scenarios = slices.Clone(good.Scenarios)
+		change(&r)
+		if v := judge(r.Required, r.Scenarios); v == lab.Pass {
+			t.Errorf("%s: %s", name, v)
+		}
 	}
 }
 
