@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"klatch/internal/cve"
 	"klatch/internal/durable"
@@ -80,7 +81,8 @@ func Replay(ctx context.Context, t Trial, run string, builds []build.Result) (Sc
 	}{
 		{"kernel image", in.Kernel.SHA256, now.Kernel.SHA256}, {"module", in.Module.SHA256, now.Module.SHA256},
 		{"symbol table", in.Symbols.SHA256, now.Symbols.SHA256}, {"build id", in.BuildID, now.BuildID},
-		{"number of earlier sequences", len(in.Earlier), len(now.Earlier)},
+		{"set of earlier sequences", sums(in.Earlier), sums(now.Earlier)}, {"set of modules", sums(in.Modules), sums(now.Modules)},
+		{"rig", in.Rig.name(), Rig{About: lab.Describe(t.Rig)}.name()},
 	} {
 		if c.then != c.now {
 			return none, fault.New(fault.Conflict, "inputs_changed", "run %s had another %s: %v, now %v", run, c.what, c.then, c.now)
@@ -95,6 +97,15 @@ func Replay(ctx context.Context, t Trial, run string, builds []build.Result) (Sc
 		}
 		return writeJSON(filepath.Join(t.Dir, run, replayFile), s)
 	})
+}
+
+// sums are the digests of inputs, in one word.
+func sums(list []Input) string {
+	var all []string
+	for _, i := range list {
+		all = append(all, i.Name+" "+i.SHA256)
+	}
+	return strings.Join(all, ", ")
 }
 
 // recorded reads story, checks and files of a run.
