@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,6 +109,12 @@ func TestALogWithWitnessesByTheRealPrograms(t *testing.T) {
 		!strings.Contains(out, "cosigned by w1.example, w2.example") || !strings.Contains(out, "proof that holds 2") {
 		t.Errorf("audit\n%s", out)
 	}
+	// The same by the network, as somebody who has nothing but the anchor.
+	web := httptest.NewServer(http.FileServer(http.Dir(d.Repository())))
+	defer web.Close()
+	if out := ran(t, 0, "log", "audit", "--anchor", d.Anchor(), "--from", web.URL, "--kept", kept); !strings.Contains(out, "proof that holds 2") {
+		t.Errorf("audit by the network\n%s", out)
+	}
 	if out := ran(t, 0, "--dir", data, "log", "show"); !strings.Contains(out, s.Log().String()) || !strings.Contains(out, "klatch_2.lpb") {
 		t.Errorf("show\n%s", out)
 	}
@@ -149,6 +156,9 @@ func TestALogWithWitnessesByTheRealPrograms(t *testing.T) {
 	}
 	if out := ran(t, 3, "--dir", data, "log", "audit", "--kept", kept); !strings.Contains(out, "log_tiles") {
 		t.Errorf("audit of a changed entry\n%s", out)
+	}
+	if out := ran(t, 3, "log", "audit", "--anchor", d.Anchor(), "--from", web.URL, "--kept", kept); !strings.Contains(out, "log_tiles") {
+		t.Errorf("audit of a changed entry by the network\n%s", out)
 	}
 }
 
