@@ -44,6 +44,7 @@ var layers = []layer{
 	{"internal/fleet", nouns[:6], nil, noIO},
 	{"internal/wire", append([]string{"internal/stall", "internal/tracer"}, nouns[:7]...), nil, noIO},
 	{"internal/notice", []string{"internal/fault", "internal/kernel", "internal/cve"}, nil, noIO},
+	{"internal/rollout", []string{"internal/fault", "internal/kernel", "internal/cve", "internal/livepatch"}, nil, noIO},
 
 	// Mechanisms: one technical job each.
 	{"internal/durable", nouns, unixOnly, rootBan},
@@ -84,7 +85,7 @@ var layers = []layer{
 
 var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
-		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer"}
+		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer", "internal/rollout"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/trustsign", "internal/pki", "internal/conf",
 		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)
