@@ -92,7 +92,7 @@ func ofOperator(err error) error {
 	case codeUntrusted, codeDelegation:
 		hint = "check that the rollout anchor and the server's address belong to the same operator"
 	case codeJump:
-		hint = "whoever holds the server's keys signed this; the operator must replace them: klatch-server rollout rotate"
+		hint = "whoever holds the server's keys signed this; the operator must replace them: docs/howto/tiers-and-promotion.md"
 	}
 	return fault.New(fault.KindOf(err), fault.CodeOf(err), "operator's repository: %w", err).WithHint("%s", hint)
 }
