@@ -41,6 +41,11 @@ forge-pkcs11: ## klatch-forge with PKCS#11 tokens; needs a C compiler
 	@mkdir -p bin
 	CGO_ENABLED=1 $(GO) build -tags pkcs11 -trimpath -ldflags '$(LDFLAGS)' -o bin/klatch-forge-pkcs11 ./cmd/klatch-forge
 
+.PHONY: fleet-pkcs11
+fleet-pkcs11: ## klatch-fleet with PKCS#11 tokens; needs a C compiler
+	@mkdir -p bin
+	CGO_ENABLED=1 $(GO) build -tags pkcs11 -trimpath -ldflags '$(LDFLAGS)' -o bin/klatch-fleet-pkcs11 ./cmd/klatch-fleet
+
 # count runs go test with the given arguments, shows it to a person and
 # leaves the outcomes in a file. $(1) is the step, $(2) the arguments.
 define count

@@ -44,6 +44,7 @@ var layers = []layer{
 	{"internal/fleet", nouns[:6], nil, noIO},
 	{"internal/wire", append([]string{"internal/stall", "internal/tracer"}, nouns[:7]...), nil, noIO},
 	{"internal/notice", []string{"internal/fault", "internal/kernel", "internal/cve"}, nil, noIO},
+	{"internal/rollout", []string{"internal/fault", "internal/kernel", "internal/cve", "internal/livepatch"}, nil, noIO},
 
 	// Mechanisms: one technical job each.
 	{"internal/durable", nouns, unixOnly, rootBan},
@@ -51,6 +52,8 @@ var layers = []layer{
 	{"internal/trustsign", slices.Concat(withDurable, []string{"internal/trust"}), []string{"golang.org/x/mod/sumdb/note"}, noExec},
 	{"internal/pki", withDurable, []string{"golang.org/x/crypto"}, noExec},
 	{"internal/translog", []string{"internal/fault"}, []string{"golang.org/x/mod/sumdb"}, rootBan},
+	{"internal/token", withDurable, anyLib, noExec},
+	{"internal/keyfile", slices.Concat(withDurable, []string{"internal/token"}), anyLib, noExec},
 	{"internal/tufrepo", withDurable, anyLib, noExec},
 	{"internal/tufclient", withDurable, anyLib, noExec},
 	{"internal/conf", withDurable, anyLib, noExec},
@@ -84,9 +87,9 @@ var layers = []layer{
 
 var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
-		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer"}
+		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer", "internal/rollout"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/trustsign", "internal/pki", "internal/conf",
-		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog"}
+		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog", "internal/keyfile", "internal/token"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)
 	withDurable        = slices.Concat(nouns, []string{"internal/durable"})
 	rootMay            = []string{"internal/machine/klp", "internal/machine/loaderapi", "internal/trust",

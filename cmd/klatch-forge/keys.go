@@ -16,7 +16,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/ceremony"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 	"klatch/internal/tufrepo"
 )
 

@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"klatch/internal/fault"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 	"klatch/internal/testkit/softhsm"
 )
 

@@ -15,8 +15,8 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/ceremony"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/keyfile"
 	"klatch/internal/forge/sign"
+	"klatch/internal/keyfile"
 	"klatch/internal/tufrepo"
 )
 

@@ -15,7 +15,7 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/fault"
 	"klatch/internal/forge/ceremony"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 	"klatch/internal/tufrepo"
 )
 

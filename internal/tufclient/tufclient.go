@@ -82,6 +82,9 @@ type Config struct {
 	// Lazy leaves a release role's list alone until a target of it is asked
 	// for. A machine needs one role of many; who copies needs all.
 	Lazy bool
+	// Operator is for the operator's repository, whose top list delegates to
+	// select and promotion and to nothing else; nil for a publisher's.
+	Operator *Operator
 }
 
 // Target is one file that the verified metadata names.
@@ -111,7 +114,11 @@ type Snapshot struct {
 // What was verified before an error is kept, as the specification asks: a
 // repository that showed a newer state may not go back to an older one.
 func Refresh(ctx context.Context, cfg Config) (*Snapshot, error) {
-	return refresh(ctx, cfg, durable.WriteFile)
+	s, err := refresh(ctx, cfg, durable.WriteFile)
+	if err != nil && cfg.Operator != nil {
+		return nil, ofOperator(err)
+	}
+	return s, err
 }
 
 func refresh(ctx context.Context, cfg Config, write func(string, []byte, fs.FileMode) error) (*Snapshot, error) {
@@ -222,7 +229,12 @@ func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, 
 		tree:    &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
 	}
 	var err error
-	if s.tree.roles, err = roles(top.Signed.Delegations); err != nil {
+	if cfg.Operator != nil {
+		s.tree.roles, err = cfg.Operator.roles(top.Signed.Delegations, trusted.Root.Signed)
+	} else {
+		s.tree.roles, err = roles(top.Signed.Delegations)
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.open = slices.Clone(s.tree.roles)

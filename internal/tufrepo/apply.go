@@ -154,7 +154,7 @@ func (d disk) apply(ctx context.Context, h have, p proposal, keys bag, now time.
 	if err != nil {
 		return none, err
 	}
-	timestamp, timestampBytes, err := h.nextTimestamp(snapshot, snapshotBytes, roots, keys, now)
+	timestamp, timestampBytes, err := d.nextTimestamp(h, snapshot, snapshotBytes, online(in[metadata.TARGETS].meta, TimestampLife), roots, keys, now)
 	if err != nil {
 		return none, err
 	}
@@ -257,11 +257,12 @@ func sameSigned(a, b []byte) bool {
 // for it. A role that was dropped keeps its line for ever: a client refuses a
 // snapshot that forgets one.
 func (d disk) snapshot(h have, p proposal, in map[string]list, roots []*rootMeta, keys bag, now time.Time) (*snapshotMeta, []byte, error) {
-	if len(p.lists) == 0 && h.snapshot != nil && !halfGone(h.snapshot.Signed.Expires, SnapshotLife, now) &&
+	life := online(in[metadata.TARGETS].meta, SnapshotLife)
+	if len(p.lists) == 0 && h.snapshot != nil && !halfGone(h.snapshot.Signed.Expires, life, now) &&
 		roots[0].VerifyDelegate(metadata.SNAPSHOT, h.snapshot) == nil {
 		return h.snapshot, h.snapshotBytes, nil
 	}
-	m := metadata.Snapshot(expiry(now, SnapshotLife))
+	m := metadata.Snapshot(expiry(now, life))
 	m.Signed.Meta = map[string]*metadata.MetaFiles{}
 	if h.snapshot != nil {
 		maps.Copy(m.Signed.Meta, h.snapshot.Signed.Meta)
@@ -280,13 +281,13 @@ func (d disk) snapshot(h have, p proposal, in map[string]list, roots []*rootMeta
 	return m, b, err
 }
 
-func (h have) nextTimestamp(snapshot *snapshotMeta, snapshotBytes []byte, roots []*rootMeta, keys bag, now time.Time) (*timestampMeta, []byte, error) {
-	if snapshot == h.snapshot && h.timestamp != nil && !halfGone(h.timestamp.Signed.Expires, TimestampLife, now) &&
+func (d disk) nextTimestamp(h have, snapshot *snapshotMeta, snapshotBytes []byte, life time.Duration, roots []*rootMeta, keys bag, now time.Time) (*timestampMeta, []byte, error) {
+	if snapshot == h.snapshot && h.timestamp != nil && !halfGone(h.timestamp.Signed.Expires, life, now) &&
 		roots[0].VerifyDelegate(metadata.TIMESTAMP, h.timestamp) == nil {
 		return h.timestamp, nil, nil
 	}
-	m := metadata.Timestamp(expiry(now, TimestampLife))
-	m.Signed.Version = h.timestampVersion() + 1
+	m := metadata.Timestamp(expiry(now, life))
+	m.Signed.Version = max(h.timestampVersion()+1, d.least(metadata.TIMESTAMP))
 	m.Signed.Meta = map[string]*metadata.MetaFiles{"snapshot.json": describe(snapshotBytes, snapshot.Signed.Version)}
 	if err := signOnline(m, metadata.TIMESTAMP, roots, keys); err != nil {
 		return nil, nil, err

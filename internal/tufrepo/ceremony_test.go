@@ -358,7 +358,7 @@ func TestCompleteSurvives(t *testing.T) {
 
 // failing is a disk whose n-th operation fails, before or after its effect.
 func failing(dir string, n int, effect bool, broken error) disk {
-	d := newDisk(dir)
+	d := newDisk(dir, nil)
 	step := func(do func() error) error {
 		n--
 		if n != -1 {
@@ -390,7 +390,7 @@ func TestPublishAfterABrokenCeremony(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDisk(dir)
+	d := newDisk(dir, nil)
 	d.write = func(name string, b []byte, mode fs.FileMode) error {
 		if filepath.Base(name) == "timestamp.json" {
 			return context.Canceled

@@ -40,34 +40,43 @@ var rolePart = regexp.MustCompile(`^[a-z][a-z0-9.]*(-[0-9][a-z0-9.]*)?$`)
 // delegate adds a release role to the top list and moves its targets into the
 // new list that it returns.
 func delegate(top *listMeta, r ReleaseRole) (*listMeta, error) {
-	bad := func(format string, args ...any) (*listMeta, error) {
-		return nil, fault.New(fault.Invalid, "bad_role", "role "+format, args...).
-			WithHint("a release role is named like debian-12/amd64 and has a threshold that its keys can reach")
+	if isOperator(top) {
+		return nil, badRole("%s: an operator's repository has select and promotion, and nothing else", r.Name())
 	}
 	if !rolePart.MatchString(r.Distro) || !rolePart.MatchString(r.Arch) || strings.Contains(r.Arch, "-") || len(r.Name()) > 64 {
-		return bad("%.40q/%.40q is not distribution and architecture", r.Distro, r.Arch)
+		return nil, badRole("%.40q/%.40q is not distribution and architecture", r.Distro, r.Arch)
 	}
+	return addRole(top, r.Name(), r.pattern(), r.Keys, r.Threshold)
+}
+
+func badRole(format string, args ...any) error {
+	return fault.New(fault.Invalid, "bad_role", "role "+format, args...).
+		WithHint("a release role is named like debian-12/amd64 and has a threshold that its keys can reach")
+}
+
+// addRole adds a terminating role with one pattern.
+func addRole(top *listMeta, name, pattern string, keys []crypto.PublicKey, threshold int) (*listMeta, error) {
 	if len(delegations(top)) >= maxRoles {
-		return bad("%s would be number %d; clients follow %d", r.Name(), len(delegations(top))+1, maxRoles)
+		return nil, badRole("%s would be number %d; clients follow %d", name, len(delegations(top))+1, maxRoles)
 	}
 	if top.Signed.Delegations == nil {
 		top.Signed.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}}
 	}
-	if r.Threshold < 1 || r.Threshold > len(r.Keys) {
-		return bad("%s: threshold %d of %d keys", r.Name(), r.Threshold, len(r.Keys))
+	if threshold < 1 || threshold > len(keys) {
+		return nil, badRole("%s: threshold %d of %d keys", name, threshold, len(keys))
 	}
 	top.Signed.Delegations.Roles = append(top.Signed.Delegations.Roles, metadata.DelegatedRole{
-		Name: r.Name(), Threshold: r.Threshold, Terminating: true, Paths: []string{r.pattern()}, KeyIDs: []string{}})
-	for _, pub := range r.Keys {
-		if err := addKey(top, r.Name(), pub); err != nil {
+		Name: name, Threshold: threshold, Terminating: true, Paths: []string{pattern}, KeyIDs: []string{}})
+	for _, pub := range keys {
+		if err := addKey(top, name, pub); err != nil {
 			return nil, err
 		}
 	}
 	moved := metadata.Targets()
-	for name, t := range top.Signed.Targets {
-		if owner(top, name) == r.Name() {
-			moved.Signed.Targets[name] = t
-			delete(top.Signed.Targets, name)
+	for path, t := range top.Signed.Targets {
+		if owner(top, path) == name {
+			moved.Signed.Targets[path] = t
+			delete(top.Signed.Targets, path)
 		}
 	}
 	return moved, nil
@@ -100,14 +109,19 @@ type Change struct {
 	Roles     []ReleaseRole // to delegate
 	Drop      []string      // release roles to end
 	Renew     []string      // to sign again with a whole life
-	// AtLeast is the least threshold of root, targets and release roles: 2
-	// wherever one stolen key must not be enough.
+	// AtLeast is the least threshold of root, targets, release roles and
+	// promotion: 2 wherever one stolen key must not be enough.
 	AtLeast int
 }
 
 // Prepare makes a draft of a change from what is in force. Nothing is written.
 func Prepare(ctx context.Context, dir string, c Change, now time.Time) (*Draft, error) {
-	d := newDisk(dir)
+	return Repository{Dir: dir}.Prepare(ctx, c, now)
+}
+
+// Prepare is as the function of that name.
+func (r Repository) Prepare(ctx context.Context, c Change, now time.Time) (*Draft, error) {
+	d := newDisk(r.Dir, r.Least)
 	unlock, err := d.lock()
 	if err != nil {
 		return nil, err
@@ -150,7 +164,7 @@ func (d disk) prepare(ctx context.Context, c Change, now time.Time) (*Draft, err
 		changed[metadata.TARGETS], changed[r.Name()] = true, true
 	}
 	for _, role := range c.Drop {
-		if !dropRole(top, role) {
+		if isOperator(top) || !dropRole(top, role) {
 			return nil, noRole(role)
 		}
 		changed[metadata.TARGETS] = true
@@ -293,7 +307,11 @@ func checkThresholds(root *rootMeta, top *listMeta, atLeast int) error {
 		}
 	}
 	for _, r := range delegations(top) {
-		if err := check(r.Name, r.Threshold, len(r.KeyIDs), atLeast); err != nil {
+		least := atLeast
+		if r.Name == RoleSelect { // one online key
+			least = 1
+		}
+		if err := check(r.Name, r.Threshold, len(r.KeyIDs), least); err != nil {
 			return err
 		}
 	}

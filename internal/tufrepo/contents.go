@@ -21,7 +21,7 @@ type Contents struct {
 
 // Open reads what is published.
 func Open(dir string) (Contents, error) {
-	h, err := newDisk(dir).load()
+	h, err := newDisk(dir, nil).load()
 	return Contents{dir, h}, err
 }
 

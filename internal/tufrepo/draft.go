@@ -37,7 +37,10 @@ type Draft struct {
 	Prepared time.Time       `json:"prepared"`
 	Root     json.RawMessage `json:"root"`
 	Targets  json.RawMessage `json:"targets,omitempty"`
-	Parts    []Part          `json:"parts"`
+	// Lists has what select and promotion say now, signed, so that Words can
+	// tell what is new. An operator's drafts have it.
+	Lists map[string]json.RawMessage `json:"lists,omitempty"`
+	Parts []Part                     `json:"parts"`
 }
 
 // Part is one file of the draft, with the signatures so far.
@@ -59,6 +62,14 @@ func newDraft(h have, p proposal, reason string, now time.Time) (*Draft, error) 
 	d := &Draft{Format: DraftFormat, Reason: reason, Prepared: now.UTC().Truncate(time.Second), Root: h.rootBytes}
 	if h.top() != nil {
 		d.Targets = h.lists[metadata.TARGETS].bytes
+	}
+	for role := range p.lists {
+		if l := h.lists[role]; l.meta != nil && (role == RoleSelect || role == RolePromotion) {
+			if d.Lists == nil {
+				d.Lists = map[string]json.RawMessage{}
+			}
+			d.Lists[role] = l.bytes
+		}
 	}
 	return d, d.setParts(p)
 }
@@ -133,6 +144,9 @@ func (d *Draft) open() (have, proposal, error) {
 		}
 		h.lists[metadata.TARGETS] = list{top, d.Targets}
 	}
+	if err := d.openLists(h); err != nil {
+		return h, p, err
+	}
 	for _, part := range d.Parts {
 		switch {
 		case part.Role == metadata.ROOT && p.root == nil:
@@ -146,12 +160,14 @@ func (d *Draft) open() (have, proposal, error) {
 			return h, p, fmt.Errorf("part %.80q: %w", part.Role, err)
 		}
 	}
-	if top, was := p.lists[metadata.TARGETS], h.top(); top != nil && was != nil && top.Signed.Version <= was.Signed.Version {
-		return h, p, fmt.Errorf("targets %d would follow %d: the draft does not tell what it changes", top.Signed.Version, was.Signed.Version)
-	}
 	for _, r := range []*rootMeta{h.root, p.root} {
 		if r != nil && (hasNil(r.Signed.Keys) || hasNil(r.Signed.Roles)) {
 			return h, p, errors.New("root with a null in it")
+		}
+	}
+	for role, was := range h.lists {
+		if l := p.lists[role]; l != nil && l.Signed.Version <= was.meta.Signed.Version {
+			return h, p, fmt.Errorf("%s %d would follow %d: the draft does not tell what it changes", role, l.Signed.Version, was.meta.Signed.Version)
 		}
 	}
 	for _, l := range append(slices.Collect(maps.Values(p.lists)), h.top()) {
@@ -318,13 +334,18 @@ func union(a, b []metadata.Signature) []metadata.Signature {
 // in force now, and have its signatures or get them from the keys at hand.
 // After a crash at any point the same call completes the work.
 func Complete(ctx context.Context, dir string, draft *Draft, keys Keys, now time.Time) (Result, error) {
-	d := newDisk(dir)
+	return Repository{Dir: dir}.Complete(ctx, draft, keys, now)
+}
+
+// Complete is as the function of that name.
+func (r Repository) Complete(ctx context.Context, draft *Draft, keys Keys, now time.Time) (Result, error) {
+	d := newDisk(r.Dir, r.Least)
 	unlock, err := d.lock()
 	if err != nil {
 		return Result{}, err
 	}
-	r, err := d.complete(ctx, draft, keys, now)
-	return r, errors.Join(err, unlock())
+	res, err := d.complete(ctx, draft, keys, now)
+	return res, errors.Join(err, unlock())
 }
 
 func (d disk) complete(ctx context.Context, draft *Draft, keys Keys, now time.Time) (Result, error) {

@@ -43,7 +43,7 @@ type KeyState struct {
 
 // Look reads what a repository has in force.
 func Look(dir string) (State, error) {
-	h, err := newDisk(dir).load()
+	h, err := newDisk(dir, nil).load()
 	if err != nil {
 		return State{}, err
 	}
@@ -84,7 +84,7 @@ func Look(dir string) (State, error) {
 	}
 	for _, r := range delegations(top) {
 		l := h.lists[r.Name].meta
-		if err := add(r.Name, l.Signed.Version, l.Signed.Expires, ReleaseLife, releaseGroup(top, r.Name), top.Signed.Delegations.Keys); err != nil {
+		if err := add(r.Name, l.Signed.Version, l.Signed.Expires, life(r.Name, l), releaseGroup(top, r.Name), top.Signed.Delegations.Keys); err != nil {
 			return s, err
 		}
 		s.Roles[len(s.Roles)-1].Pattern = strings.Join(r.Paths, " ")
@@ -95,10 +95,10 @@ func Look(dir string) (State, error) {
 		s.Unfinished = h.root.VerifyDelegate(metadata.TARGETS, top) != nil || h.root.VerifyDelegate(metadata.SNAPSHOT, h.snapshot) != nil ||
 			h.root.VerifyDelegate(metadata.TIMESTAMP, h.timestamp) != nil
 	}
-	if err := add(metadata.SNAPSHOT, h.snapshotVersion(), snapshot, SnapshotLife, rootGroup(h.root, metadata.SNAPSHOT), root.Keys); err != nil {
+	if err := add(metadata.SNAPSHOT, h.snapshotVersion(), snapshot, online(top, SnapshotLife), rootGroup(h.root, metadata.SNAPSHOT), root.Keys); err != nil {
 		return s, err
 	}
-	return s, add(metadata.TIMESTAMP, h.timestampVersion(), timestamp, TimestampLife, rootGroup(h.root, metadata.TIMESTAMP), root.Keys)
+	return s, add(metadata.TIMESTAMP, h.timestampVersion(), timestamp, online(top, TimestampLife), rootGroup(h.root, metadata.TIMESTAMP), root.Keys)
 }
 
 // Role finds a role by its name; nil where it is not there.
@@ -128,7 +128,7 @@ func (s State) For(target string) *RoleState {
 
 // Custom gives what a role's list says of a target beside its digest.
 func Custom(dir, role, target string) (json.RawMessage, error) {
-	h, err := newDisk(dir).load()
+	h, err := newDisk(dir, nil).load()
 	if err != nil {
 		return nil, err
 	}

@@ -177,7 +177,7 @@ func (d disk) nextVersion(role string, current int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return slices.Max(append(vs, current)) + 1, nil
+	return max(slices.Max(append(vs, current))+1, d.least(role)), nil
 }
 
 // copyList is a new, unsigned list with the content of an old one, which may

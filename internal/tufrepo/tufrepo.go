@@ -93,6 +93,7 @@ type Publication struct {
 	Targets  []Target
 	Withdraw []string
 	Roles    []ReleaseRole
+	Operator []OperatorRole // select and promotion, of an operator's repository
 }
 
 // Result says what the repository holds now.
@@ -107,7 +108,7 @@ type Result struct {
 // Init makes the folder and signs the first root. Repeating it on a folder
 // that has a root is a conflict. It returns the root for the trust anchor.
 func Init(ctx context.Context, dir string, keys Keys, now time.Time) ([]byte, error) {
-	d := newDisk(dir)
+	d := newDisk(dir, nil)
 	unlock, err := d.lock()
 	if err != nil {
 		return nil, err
@@ -121,19 +122,34 @@ func Init(ctx context.Context, dir string, keys Keys, now time.Time) ([]byte, er
 // a published livepatch never changes (but see Target.Replace). After a crash at any point the same call
 // completes the work.
 func Publish(ctx context.Context, dir string, p Publication, keys Keys, now time.Time) (Result, error) {
-	d := newDisk(dir)
-	unlock, err := d.lock()
-	if err != nil {
-		return Result{}, err
-	}
-	r, err := d.publish(ctx, p, keys, now)
-	return r, errors.Join(err, unlock())
+	return Repository{Dir: dir}.Publish(ctx, p, keys, now)
 }
 
 // Refresh signs again what has lived through half of its life: the timestamp,
 // the snapshot and, if the keys are there, the lists of targets.
 func Refresh(ctx context.Context, dir string, keys Keys, now time.Time) (Result, error) {
 	return Publish(ctx, dir, Publication{}, keys, now)
+}
+
+// Repository is a folder whose versions somebody else remembers too.
+type Repository struct {
+	Dir string
+	// Least is the least version that a role may get next; nil where the
+	// folder alone knows. A folder that was put back from a backup has
+	// forgotten versions that clients have seen. Roots are not asked for: they
+	// are numbered without a gap.
+	Least func(role string) int64
+}
+
+// Publish is as the function of that name.
+func (r Repository) Publish(ctx context.Context, p Publication, keys Keys, now time.Time) (Result, error) {
+	d := newDisk(r.Dir, r.Least)
+	unlock, err := d.lock()
+	if err != nil {
+		return Result{}, err
+	}
+	res, err := d.publish(ctx, p, keys, now)
+	return res, errors.Join(err, unlock())
 }
 
 // disk is the folder and the three operations that change it, so that a test
@@ -143,10 +159,14 @@ type disk struct {
 	write  func(name string, content []byte, mode fs.FileMode) error
 	mkdir  func(name string, mode fs.FileMode) error
 	remove func(dir string) error // left-over temporary files
+	least  func(role string) int64
 }
 
-func newDisk(dir string) disk {
-	return disk{dir, durable.WriteFile, os.MkdirAll, durable.RemoveTemp}
+func newDisk(dir string, least func(string) int64) disk {
+	if least == nil {
+		least = func(string) int64 { return 0 }
+	}
+	return disk{dir, durable.WriteFile, os.MkdirAll, durable.RemoveTemp, least}
 }
 
 func (d disk) lock() (func() error, error) {
@@ -283,6 +303,9 @@ func (d disk) plan(h have, p Publication, keys bag, now time.Time) (proposal, er
 		lists[r.Name()] = moved
 		changed[metadata.TARGETS], changed[r.Name()] = true, true
 	}
+	if err := delegateOperator(top, lists, changed, p.Operator); err != nil {
+		return next, err
+	}
 	for _, t := range p.Targets {
 		role := owner(top, t.Path)
 		added, err := put(lists[role], t)
@@ -320,6 +343,12 @@ func (d disk) renew(h have, role string, l *listMeta, now time.Time) (err error)
 }
 
 func life(role string, l *listMeta) time.Duration {
+	switch role {
+	case RoleSelect:
+		return SelectLife
+	case RolePromotion:
+		return PromotionLife
+	}
 	if role == metadata.TARGETS && len(delegations(l)) > 0 {
 		return TargetsLife
 	}

@@ -144,7 +144,7 @@ func TestWhatIsSaidAnewTakesTheOldOnesPlace(t *testing.T) {
 		if got, ok := accepted(t, dir, root, start); !ok || len(got) != 2 {
 			t.Errorf("client sees %v", got)
 		}
-		if h, err := newDisk(dir).load(); err != nil || hex.EncodeToString(h.top().Signed.Targets[said.Path].Hashes["sha256"]) != digest([]byte(content)) {
+		if h, err := newDisk(dir, nil).load(); err != nil || hex.EncodeToString(h.top().Signed.Targets[said.Path].Hashes["sha256"]) != digest([]byte(content)) {
 			t.Errorf("%q is not what the metadata names: %v", content, err)
 		}
 	}
@@ -182,7 +182,7 @@ func TestPublishRefuses(t *testing.T) {
 	if _, err := Publish(t.Context(), dir, Publication{}, keys, start.Add(RootLife+time.Hour)); fault.CodeOf(err) != "metadata_expired" {
 		t.Errorf("expired root: %v", err)
 	}
-	unlock, err := newDisk(dir).lock()
+	unlock, err := newDisk(dir, nil).lock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestPublishSurvives(t *testing.T) {
 				t.Fatal(err)
 			}
 			left := n
-			d := newDisk(dir)
+			d := newDisk(dir, nil)
 			step := func() error {
 				if left--; left == -1 {
 					return broken

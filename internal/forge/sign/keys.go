@@ -33,7 +33,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 	"klatch/internal/trust"
 	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"

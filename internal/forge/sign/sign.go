@@ -22,7 +22,7 @@ import (
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/evidence"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
 	"klatch/internal/trustsign"

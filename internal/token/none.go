@@ -15,6 +15,6 @@ func Open(uri string) (crypto.Signer, error) {
 	if _, err := Parse(uri); err != nil {
 		return nil, err
 	}
-	return nil, fault.New(fault.Invalid, "no_pkcs11", "this klatch-forge was built without PKCS#11").
-		WithHint("build the other one: make forge-pkcs11")
+	return nil, fault.New(fault.Invalid, "no_pkcs11", "this program was built without PKCS#11").
+		WithHint("build the other one: make forge-pkcs11 or make fleet-pkcs11")
 }

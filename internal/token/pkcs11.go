@@ -7,7 +7,7 @@ package token
 import (
 	"crypto"
 
-	"klatch/internal/forge/token/pkcs11"
+	"klatch/internal/token/pkcs11"
 )
 
 // Open opens a key in a token.

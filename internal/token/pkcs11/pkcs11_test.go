@@ -13,8 +13,8 @@ import (
 	"testing"
 
 	"klatch/internal/fault"
-	"klatch/internal/forge/token/pkcs11"
 	"klatch/internal/testkit/softhsm"
+	"klatch/internal/token/pkcs11"
 )
 
 func TestKeysInAToken(t *testing.T) {

@@ -2,8 +2,8 @@
 
 // Package token opens private keys in PKCS#11 tokens. The code that talks to
 // a token needs cgo and the vendor's library; it is package pkcs11 below, and
-// only a klatch-forge built with the tag pkcs11 has it (make forge-pkcs11). The
-// static one says so.
+// only programs built with the tag pkcs11 have it (make forge-pkcs11, make
+// fleet-pkcs11). The static ones say so.
 package token
 
 import (

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package keyfile reads and writes the files in which a publisher's private
-// keys lie: PKCS#8 in PEM; the same under a passphrase; or a line that names a
+// Package keyfile reads and writes the files in which the private keys of a
+// publisher or an operator lie: PKCS#8 in PEM; the same under a passphrase; or a line that names a
 // key in a PKCS#11 token. It must not know what a key is for.
 //
 // A protected file is a PEM block whose bytes are the go-securesystemslib
@@ -33,7 +33,7 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/forge/token"
+	"klatch/internal/token"
 )
 
 // PassphraseEnv names the environment variable with the path of a file whose
@@ -188,7 +188,7 @@ func EncodePublic(public crypto.PublicKey) ([]byte, error) {
 func read(path string) ([]byte, error) {
 	b, err := durable.ReadFile(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "no_key", "private key: %w", err).WithHint("is this the host that holds the publisher's keys?")
+		return nil, fault.New(fault.NotFound, "no_key", "private key: %w", err).WithHint("is this the host that holds the keys?")
 	}
 	return b, err
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"klatch/internal/fault"
-	"klatch/internal/forge/keyfile"
+	"klatch/internal/keyfile"
 )
 
 func write(t *testing.T, name string, content []byte) string {
