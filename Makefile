@@ -124,6 +124,17 @@ fuzz: ## one fuzz target for a minute: make fuzz T=FuzzName
 	test -n "$$dir" || { echo 'no fuzz target is called $(T)'; exit 2; }; \
 	$(GO) test -run '^$$' -fuzz '^$(T)$$' -fuzztime 1m -fuzzminimizetime 2s "$$dir"
 
+.PHONY: attacks attacks-check
+attacks: ## the attack table in docs/, from the outcomes of: make test system vm
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/attacktable ./attacktable
+	@bin/attacktable -write docs/reference/attacks.md $(wildcard $(RESULTS)/*.json)
+
+attacks-check: ## fails when fewer attacks ran than the table says, or one was accepted
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/attacktable ./attacktable
+	@bin/attacktable -check docs/reference/attacks.md $(wildcard $(RESULTS)/*.json)
+
 .PHONY: mutate
 mutate: ## take out the checks of a package one at a time: make mutate P=./internal/forge/evidence
 	@test -n '$(P)' || { echo 'say which: make mutate P=./internal/forge/evidence'; exit 2; }
@@ -138,7 +149,7 @@ bench: ## benchmarks ten times, compared with bench/
 	$(TOOL) benchstat $(firstword $(BASE) $(wildcard bench/*.txt)) bin/bench.txt
 
 .PHONY: ci
-ci: lint race system gen-diff vm ## what CI runs
+ci: lint race system gen-diff vm attacks-check ## what CI runs
 
 .PHONY: changes
 changes: ## checks that changes/ has a file, or that a commit says no-note

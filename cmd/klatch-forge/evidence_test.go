@@ -160,7 +160,7 @@ func TestAttackOnPublished(t *testing.T) {
 			p.Targets[0].Content = bytes.Replace(p.Targets[0].Content, []byte(`"profile":"full"`), []byte(`"profile":"lab"`), 1)
 		}},
 	} {
-		t.Run("A/"+a.name, func(t *testing.T) {
+		t.Run("Attack/A/"+a.name, func(t *testing.T) {
 			t.Parallel()
 			f := evidencesim.NewForger(t)
 			p := f.Good()
@@ -209,7 +209,7 @@ func resign(t *testing.T, f *evidencesim.Forger, p *evidencesim.Published, chang
 // change evidence or policy.
 func TestAttackWithoutKeys(t *testing.T) {
 	for _, suffix := range []string{"*klatch_2.evidence.json", "*klatch_2.lpb", "*evidence.*.json"} {
-		t.Run("A/changed file "+suffix, func(t *testing.T) {
+		t.Run("Attack/A/changed file "+suffix, func(t *testing.T) {
 			f := evidencesim.NewForger(t)
 			f.Publish(f.Good())
 			if code, exit, text := verified(t, f); code != "" || exit != 0 {
@@ -239,7 +239,7 @@ func TestAttackWithoutKeys(t *testing.T) {
 			}
 		})
 	}
-	t.Run("A/the anchor of somebody else", func(t *testing.T) {
+	t.Run("Attack/A/the anchor of somebody else", func(t *testing.T) {
 		f := evidencesim.NewForger(t)
 		f.Publish(f.Good())
 		b, err := os.ReadFile(f.Dir.Anchor())

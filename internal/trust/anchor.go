@@ -18,12 +18,12 @@ import (
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -148,10 +148,10 @@ func (s KeySet) verifiers() ([]note.Verifier, error) {
 		if err != nil {
 			return nil, fault.New(fault.Untrusted, "", "manifest key %.80q: %w", k, err)
 		}
-		// After "name+hash"; the decoder of base64 passes over line ends.
-		public := strings.Join(strings.FieldsFunc(k[len(v.Name())+1+8:], unicode.IsSpace), "")
-		if seen[public] {
-			return nil, fault.New(fault.Untrusted, "", "manifest key %s is listed twice", v.Name())
+		public := k[len(v.Name())+1+8:] // after "name+hash"
+		// Recalls name a key by its text, so it has one; note's decoders pass over case and line ends.
+		if seen[public] || k != fmt.Sprintf("%s+%08x%s", v.Name(), v.KeyHash(), public) || strings.ContainsAny(public, "\r\n") {
+			return nil, fault.New(fault.Untrusted, "", "manifest key %s is listed twice, or not in its one spelling", v.Name())
 		}
 		seen[public] = true
 		vs = append(vs, v)
@@ -162,8 +162,8 @@ func (s KeySet) verifiers() ([]note.Verifier, error) {
 func (k ModuleKey) publicKey() (*rsa.PublicKey, error) {
 	n := new(big.Int).SetBytes(k.Modulus)
 	switch {
-	case n.BitLen() < 2048 || n.BitLen() > 8192:
-		return nil, fault.New(fault.Untrusted, "", "module key %.60q has %d bits, want 2048 to 8192", k.Name, n.BitLen())
+	case n.BitLen() < 2048 || n.BitLen() > 8192 || k.Modulus[0] == 0: // one spelling here too
+		return nil, fault.New(fault.Untrusted, "", "module key %.60q has %d bits, want 2048 to 8192 and no zeros before them", k.Name, n.BitLen())
 	case k.Exponent != 65537:
 		return nil, fault.New(fault.Untrusted, "", "module key %.60q has exponent %d, want 65537", k.Name, k.Exponent)
 	case len(k.Issuer) < 2 || len(k.Issuer) > 4096 || len(k.Serial) < 3 || len(k.Serial) > 64:

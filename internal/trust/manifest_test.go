@@ -100,6 +100,14 @@ func TestAnchor(t *testing.T) {
 		{"one key under two names, one of them in two lines", func(a *trust.Anchor) {
 			a.Manifest.Keys[1] = renamed(t, a.Manifest.Keys[0], "another", "\n")
 		}, "anchor_malformed"},
+		{"a key with a line end in it, as base64 allows", func(a *trust.Anchor) {
+			a.Manifest.Keys[1] = a.Manifest.Keys[1][:len(a.Manifest.Keys[1])-4] + "\n" + a.Manifest.Keys[1][len(a.Manifest.Keys[1])-4:]
+		}, "anchor_malformed"},
+		{"a key with a line end after it", func(a *trust.Anchor) { a.Manifest.Keys[1] += "\r\n" }, "anchor_malformed"},
+		{"a key whose hash has large letters", func(a *trust.Anchor) { a.Manifest.Keys[1] = largeHash(t) }, "anchor_malformed"},
+		{"a module key with a zero before it", func(a *trust.Anchor) {
+			a.ModuleKeys[0].Modulus = append([]byte{0}, a.ModuleKeys[0].Modulus...)
+		}, "anchor_malformed"},
 		{"bad key", func(a *trust.Anchor) { a.Manifest.Keys[1] = "x+00000000+AA==" }, "anchor_malformed"},
 		{"no module key", func(a *trust.Anchor) { a.ModuleKeys = nil }, "anchor_malformed"},
 		{"short module key", func(a *trust.Anchor) { a.ModuleKeys[0].Modulus = a.ModuleKeys[0].Modulus[:128] }, "anchor_malformed"},
@@ -130,6 +138,24 @@ func TestAnchor(t *testing.T) {
 		strings.Replace(string(a), trust.AnchorFormat, "klatch-trust/2", 1)} {
 		if _, err := trust.ParseAnchor([]byte(text), true); fault.CodeOf(err) != "anchor_malformed" {
 			t.Errorf("%.40q: %v", text, err)
+		}
+	}
+}
+
+// largeHash is a key whose hash is spelled in large letters: the same key to
+// the decoder, other text to recalls.
+func largeHash(t *testing.T) string {
+	t.Helper()
+	for {
+		_, public, err := note.GenerateKey(nil, "large")
+		check(t, err)
+		parts := strings.SplitN(public, "+", 3)
+		if large := strings.ToUpper(parts[1]); large != parts[1] {
+			out := parts[0] + "+" + large + "+" + parts[2]
+			if _, err := note.NewVerifier(out); err != nil {
+				t.Fatalf("the decoder refuses it by itself: %v", err)
+			}
+			return out
 		}
 	}
 }

@@ -307,7 +307,7 @@ func TestAttackMetadata(t *testing.T) {
 			r.Lie(timestampPath, func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, q.URL.Path, http.StatusFound) })
 		}, "metadata_unavailable"},
 	} {
-		t.Run("M/"+tt.name, func(t *testing.T) {
+		t.Run("Attack/M/"+tt.name, func(t *testing.T) {
 			t.Parallel()
 			c, r := grown(t)
 			tt.attack(c, r)
@@ -334,7 +334,7 @@ func length(r *tufsim.Repo, more int64) {
 // not get them what they want.
 func TestAttackWithoutEffect(t *testing.T) {
 	later := start.Add(time.Hour)
-	t.Run("M/a release role that lists another role's paths", func(t *testing.T) {
+	t.Run("Attack/M/a release role that lists another role's paths", func(t *testing.T) {
 		c, r := grown(t)
 		tufsim.Forge(r, "metadata/2."+releaseFile, "metadata/9."+releaseFile, r.Keys.Release.Signers[:2], func(m *metadata.TargetsType) {
 			m.Version = 9
@@ -347,7 +347,7 @@ func TestAttackWithoutEffect(t *testing.T) {
 			t.Errorf("targets %+v", s.Targets())
 		}
 	})
-	t.Run("M/equal version with other bytes", func(t *testing.T) {
+	t.Run("Attack/M/equal version with other bytes", func(t *testing.T) {
 		c, r := grown(t)
 		was := c.mustRefresh(start)
 		tufsim.Forge(r, "metadata/2.snapshot.json", "metadata/9.snapshot.json", r.Keys.Snapshot.Signers, func(m *metadata.SnapshotType) { m.Version = 9 })
@@ -356,7 +356,7 @@ func TestAttackWithoutEffect(t *testing.T) {
 			t.Errorf("snapshot %d counts, want %d", s.Snapshot, was.Snapshot)
 		}
 	})
-	t.Run("M/storms of 404 and 500 end, and then it goes on", func(t *testing.T) {
+	t.Run("Attack/M/storms of 404 and 500 end, and then it goes on", func(t *testing.T) {
 		c, r := grown(t)
 		for _, status := range []int{404, 500, 503, 200} {
 			r.Lie(timestampPath, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
@@ -367,7 +367,7 @@ func TestAttackWithoutEffect(t *testing.T) {
 		r.Forget()
 		c.mustRefresh(later)
 	})
-	t.Run("M/fast forward is healed by new keys", func(t *testing.T) {
+	t.Run("Attack/M/fast forward is healed by new keys", func(t *testing.T) {
 		c, r := grown(t)
 		honest := r.Read("metadata/timestamp.json")
 		pin(r, 999_999, 2)

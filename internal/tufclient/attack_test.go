@@ -223,7 +223,7 @@ func TestAttackOnTargets(t *testing.T) {
 		{"missing", http.NotFound, "target_missing"},
 		{"server error", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502) }, "metadata_unavailable"},
 	} {
-		t.Run("M/"+tt.name, func(t *testing.T) {
+		t.Run("Attack/M/"+tt.name, func(t *testing.T) {
 			t.Parallel()
 			r := tufsim.New(t, "good", start)
 			r.Publish(start, tufrepo.Target{Path: firstPath, Content: content})

@@ -217,20 +217,20 @@ func TestAttackDraft(t *testing.T) {
 		t.Fatal(err)
 	}
 	draft.Parts[part].Metadata = b
-	t.Run("M/a file that is added", func(t *testing.T) {
+	t.Run("Attack/M/a file that is added", func(t *testing.T) {
 		words, err := draft.Words()
 		if err != nil || !strings.Contains(strings.Join(words, "\n"), "NEW   policy/evil.json (7 bytes") {
 			t.Errorf("%v: %q", err, words)
 		}
 	})
-	t.Run("M/a false list in force", func(t *testing.T) {
+	t.Run("Attack/M/a false list in force", func(t *testing.T) {
 		forged := *draft
 		forged.Targets = b
 		if words, err := forged.Words(); err == nil {
 			t.Errorf("taken: %q", words)
 		}
 	})
-	t.Run("M/the list in force again", func(t *testing.T) {
+	t.Run("Attack/M/the list in force again", func(t *testing.T) {
 		again := *draft
 		again.Parts = slices.Clone(draft.Parts)
 		again.Parts[part].Metadata = draft.Targets

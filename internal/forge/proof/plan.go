@@ -98,7 +98,9 @@ func (t Trial) plan(ctx context.Context) ([]plan, error) {
 		p := plan{Play: one, name: src.name(), source: src.name(), required: src.Story.Required && !src.alone}
 		if src.Story.Each == story.EachEarlier {
 			if len(t.Earlier) == 0 {
-				p.lacks = p.Lacks("earlier")
+				if p.lacks, err = p.Lacks("earlier"); err != nil {
+					return nil, err
+				}
 				plans = append(plans, p)
 			}
 			for i, e := range t.Earlier {
@@ -114,7 +116,11 @@ func (t Trial) plan(ctx context.Context) ([]plan, error) {
 	for i := range plans {
 		p := &plans[i]
 		for _, need := range p.Story.Needs {
-			p.lacks = cmp.Or(p.lacks, p.Lacks(need))
+			lacks, err := p.Lacks(need)
+			if err != nil {
+				return nil, fmt.Errorf("story %s: %w", p.name, err)
+			}
+			p.lacks = cmp.Or(p.lacks, lacks)
 		}
 		if p.inputs, err = t.inputs(*p, rig, hashes); err != nil {
 			return nil, err

@@ -30,6 +30,9 @@ import (
 	"klatch/internal/tufrepo"
 )
 
+// targetFormat is the version word of a livepatch's custom part.
+const targetFormat = "klatch-target/1"
+
 // custom is what the metadata says of a target beside its digest. It lets a
 // mirror filter without opening bundles; machines believe the manifest.
 type custom struct {
@@ -154,7 +157,7 @@ func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {
 	if err != nil {
 		return t, err
 	}
-	c, err := json.Marshal(custom{"klatch-target/1", m.Kernel, m.Sequence, m.Fixes})
+	c, err := json.Marshal(custom{targetFormat, m.Kernel, m.Sequence, m.Fixes})
 	if err != nil {
 		return t, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"klatch/internal/forge/datadir"
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"
+	"klatch/internal/notice"
 	"klatch/internal/tufrepo"
 )
 
@@ -102,7 +104,11 @@ func recallPublication(d datadir.Dir, r livepatch.Recalls) (tufrepo.Publication,
 			if err != nil {
 				return p, err
 			}
-			if v := livepatch.RecallsVersion(t); v > 0 && v != r.Version || recalled(r, c) {
+			taken, err := recalled(r, c)
+			if err != nil {
+				return p, fmt.Errorf("published target %s of role %s: %w", t, role.Name, err)
+			}
+			if v := livepatch.RecallsVersion(t); v > 0 && v != r.Version || taken {
 				p.Withdraw = append(p.Withdraw, t)
 			}
 		}
@@ -111,10 +117,28 @@ func recallPublication(d datadir.Dir, r livepatch.Recalls) (tufrepo.Publication,
 }
 
 // recalled asks about a published target by what its own custom part says.
-func recalled(r livepatch.Recalls, raw json.RawMessage) bool {
-	var c custom
-	if raw == nil || json.Unmarshal(raw, &c) != nil || c.Sequence == 0 {
-		return false
+// What is not about a livepatch has another format there, or no such part.
+func recalled(r livepatch.Recalls, raw json.RawMessage) (bool, error) {
+	if raw == nil {
+		return false, nil
 	}
-	return r.Check(c.Kernel.ID, c.Sequence) != nil
+	var kind struct {
+		Format string `json:"format"`
+	}
+	err := json.Unmarshal(raw, &kind)
+	if err == nil && kind.Format == notice.Format {
+		return false, nil
+	}
+	var c custom
+	if err == nil {
+		err = json.Unmarshal(raw, &c)
+	}
+	if err == nil && (c.Format != targetFormat || c.Kernel.ID.IsZero() || c.Sequence == 0) {
+		err = fmt.Errorf("format %.40q, kernel build %s, sequence %d", c.Format, c.Kernel.ID, c.Sequence)
+	}
+	if err != nil {
+		return false, fault.New(fault.Invalid, "custom_unreadable", "whether it is recalled cannot be said, its custom part is not one of ours: %w", err).
+			WithHint("a newer klatch-forge may have published it: use that one")
+	}
+	return r.Check(c.Kernel.ID, c.Sequence) != nil, nil
 }

@@ -3,6 +3,7 @@
 package publish_test
 
 import (
+	"encoding/json"
 	"os"
 	"slices"
 	"strings"
@@ -80,6 +81,38 @@ func TestRecallWithdrawsForGood(t *testing.T) {
 	}, now)
 	if got := listed(); err != nil || r.Version != 2 || !slices.Equal(got, []string{"policy/recalls-2.note"}) {
 		t.Errorf("with a floor: %q, %v", got, err)
+	}
+}
+
+// TestWhetherItIsRecalledMustBeKnown: a published target that says of itself
+// what this program cannot read stops a recall, rather than stay published.
+func TestWhetherItIsRecalledMustBeKnown(t *testing.T) {
+	for name, custom := range map[string]string{
+		"another version":   `{"format":"klatch-target/2","kernel":{},"sequence":1}`,
+		"another type":      `{"format":"klatch-target/1","kernel":"6.1","sequence":1}`,
+		"no kernel build":   `{"format":"klatch-target/1","sequence":1}`,
+		"nothing in it":     `{}`,
+		"not even a record": `7`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := folder(t, trust.Lab)
+			b := built(t, d, 1)
+			keys, err := sign.RepositoryKeys(d, sign.All)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := tufrepo.Publication{Targets: []tufrepo.Target{{Path: "debian-12/amd64/6.1.0-50-cloud-amd64/klatch_1.lpb", Content: []byte("1"), Custom: json.RawMessage(custom)}}}
+			if _, err := tufrepo.Publish(t.Context(), d.Repository(), p, keys, now); err != nil {
+				t.Fatal(err)
+			}
+			_, res, err := publish.Recall(t.Context(), d, func(r *livepatch.Recalls) {
+				r.Entries = append(r.Entries, livepatch.Recall{Kernel: b.BuildID, Sequence: 1, Reason: "it eats files"})
+			}, now)
+			if fault.CodeOf(err) != "custom_unreadable" || res.Changed {
+				t.Errorf("%+v, %v", res, err)
+			}
+		})
 	}
 }
 

@@ -4,6 +4,7 @@ package publog
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"path"
@@ -158,6 +159,9 @@ func auditLog(ctx context.Context, s *tufclient.Snapshot, policy *translog.Polic
 		return nil, err
 	}
 	head, err := policy.OpenUnwitnessed(signed)
+	if err == nil && head.Log != v {
+		err = fault.New(fault.Untrusted, translog.CodeOrigin, "the folder of log %s holds the checkpoint of log %s", v.Name(), head.Origin)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -166,10 +170,10 @@ func auditLog(ctx context.Context, s *tufclient.Snapshot, policy *translog.Polic
 	if err != nil {
 		return nil, untrusted(err)
 	}
-	if cosigned, err := read(ctx, translog.CosignedFile, translog.MaxCheckpoint); err == nil {
-		l.Cosigners = append(l.Cosigners, policy.Cosigners(cosigned)...)
-	}
 	err = whole.CheckFiles(ctx, read)
+	if err == nil {
+		l.Cosigners, err = cosigners(ctx, whole, policy, read)
+	}
 	if kept != nil && err == nil {
 		l.KeptSize, err = continuesKept(whole, policy, kept)
 	}
@@ -184,6 +188,29 @@ func untrusted(err error) error {
 		return err
 	}
 	return fault.New(fault.Untrusted, translog.CodeTiles, "%w", err)
+}
+
+// cosigners are those of the newest cosigned checkpoint, which must be of the
+// history that was read: a signature under another one says nothing of this.
+func cosigners(ctx context.Context, whole *translog.Log, policy *translog.Policy, read translog.Read) ([]string, error) {
+	signed, err := read(ctx, translog.CosignedFile, translog.MaxCheckpoint)
+	if fault.KindOf(err) == fault.NotFound {
+		return []string{}, nil // nobody was asked yet
+	}
+	if err != nil {
+		return []string{}, err
+	}
+	c, err := policy.OpenUnwitnessed(signed)
+	if err == nil && c.Log != whole.Checkpoint.Log {
+		err = fault.New(fault.Untrusted, translog.CodeOrigin, "it is of log %s", c.Origin)
+	}
+	if err == nil {
+		err = translog.ExtendsWhole(whole, c)
+	}
+	if err != nil {
+		return []string{}, fmt.Errorf("cosigned checkpoint of log %s: %w", whole.Checkpoint.Origin, err)
+	}
+	return append([]string{}, policy.Cosigners(signed)...), nil
 }
 
 func continuesKept(whole *translog.Log, policy *translog.Policy, kept []byte) (int64, error) {

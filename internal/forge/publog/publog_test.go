@@ -303,6 +303,15 @@ func TestAuditFinds(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{"a cosigned checkpoint of another history", translog.CodeInconsistent, func(t *testing.T, d datadir.Dir, _ *publog.Question) {
+			replaceCosigned(t, d, forked(t, d, 4))
+		}},
+		{"a cosigned checkpoint of more than the log shows", translog.CodeRollback, func(t *testing.T, d datadir.Dir, _ *publog.Question) {
+			replaceCosigned(t, d, forked(t, d, 9))
+		}},
+		{"a cosigned checkpoint that nobody signed", translog.CodeUntrusted, func(t *testing.T, d datadir.Dir, _ *publog.Question) {
+			replaceCosigned(t, d, logsim.New(t, publog.Origin(d), 0).Whole().Checkpoint.Signed)
+		}},
 		{"a log that forgot", translog.CodeRollback, func(t *testing.T, d datadir.Dir, q *publog.Question) {
 			q.Kept = forked(t, d, 9)
 		}},
@@ -317,6 +326,14 @@ func TestAuditFinds(t *testing.T) {
 				t.Errorf("findings %+v, want %s", r.Findings, tt.code)
 			}
 		})
+	}
+}
+
+func replaceCosigned(t *testing.T, d datadir.Dir, signed []byte) {
+	t.Helper()
+	l, _ := openLog(t, d)
+	if err := os.WriteFile(filepath.Join(l.Dir, translog.CosignedFile), signed, 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -64,6 +64,8 @@ func TestAttack(t *testing.T) {
 	rebuilt.Release = running.Release
 	other := neighbor
 	other.ID = running.ID
+	arm := running
+	arm.Distro, arm.Arch = "debian-12", "arm64"
 
 	for _, tc := range []struct {
 		name  string
@@ -113,6 +115,7 @@ func TestAttack(t *testing.T) {
 		{name: "neighbor kernel build", make: func(m *making) { m.build = neighbor }, code: "wrong_build"},
 		{name: "same release, other build", make: func(m *making) { m.build = rebuilt }, code: "wrong_build"},
 		{name: "same build, other release", make: func(m *making) { m.build = other }, code: "wrong_release"},
+		{name: "same build, other architecture", make: func(m *making) { m.build = arm }, kind: fault.Invalid, code: "manifest_malformed"},
 		{name: "lower sequence", n: 4, kind: fault.Conflict, code: "sequence_lower"},
 		{name: "same sequence", n: 5, kind: fault.Conflict, code: "sequence_same"},
 

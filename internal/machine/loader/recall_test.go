@@ -76,7 +76,7 @@ func TestAttackRecalls(t *testing.T) {
 		}, "manifest_malformed"},
 		{"endless recalls", func(r *rig) error { return r.recallBytes(make([]byte, livepatch.MaxRecalls+2)) }, "manifest_malformed"},
 	} {
-		t.Run("R/"+tt.name, func(t *testing.T) {
+		t.Run("Attack/R/"+tt.name, func(t *testing.T) {
 			r := two(t)
 			before := r.snapshot()
 			if err := tt.try(r); fault.CodeOf(err) != tt.want {

@@ -102,7 +102,7 @@ func TestVMRefused(t *testing.T) {
 	neighbor.Release, neighbor.ID = "6.1.0-49-cloud-amd64", kernel.BuildID{0xab, 2}
 
 	for _, a := range attacks(p, stranger, neighbor) {
-		t.Run("loader/"+a.name, func(t *testing.T) {
+		t.Run("Attack/K/loader: "+a.name, func(t *testing.T) {
 			g.t = t
 			before := g.footprint()
 			if got := g.give(a.make(a.n)); got.Code != a.loader {
@@ -114,7 +114,7 @@ func TestVMRefused(t *testing.T) {
 		})
 	}
 	for _, a := range attacks(p, stranger, neighbor) {
-		t.Run("server/"+a.name, func(t *testing.T) {
+		t.Run("Attack/K/server: "+a.name, func(t *testing.T) {
 			g.t = t
 			b := a.make(a.n)
 			target := p.target(a.n)
@@ -159,7 +159,7 @@ func TestVMRefused(t *testing.T) {
 			serveLie(p, "/metadata/timestamp.json", old)
 		}, "metadata_rollback"},
 	} {
-		t.Run("server/"+a.name, func(t *testing.T) {
+		t.Run("Attack/M/server: "+a.name, func(t *testing.T) {
 			g.t = t
 			defer p.Forget()
 			a.lie()

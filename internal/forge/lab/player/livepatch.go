@@ -113,7 +113,7 @@ func (p *Player) insert(ctx context.Context, file string) (refused error, err er
 	case res.TimedOut:
 		return nil, lab.Failf("load %s: it did not end within %s", file, insertLimit)
 	case res.Exit != 0:
-		return lab.Failf("load %s: %s", file, strings.TrimSpace(string(res.Stderr))), nil
+		return lab.Failf("load %s: %s", file, shorten(string(res.Stderr))), nil
 	}
 	return nil, nil
 }
@@ -213,7 +213,7 @@ func (p *Player) loadAndCancel(ctx context.Context, _ call) error {
 				return lab.Brokenf(fmt.Errorf("each of %d transitions was over before it could be canceled", try), "cancel half-way")
 			}
 		default:
-			return lab.Failf("load %s: %s", file, strings.TrimSpace(string(res.Stderr)))
+			return lab.Failf("load %s: %s", file, shorten(string(res.Stderr)))
 		}
 	}
 }
@@ -282,7 +282,7 @@ func (p *Player) unload(ctx context.Context, c call) error {
 	case c.not && res.Exit == 0:
 		return lab.Failf("the kernel unloaded %s, which it must refuse", name)
 	case !c.not && res.Exit != 0:
-		return lab.Failf("unload %s: %s", name, strings.TrimSpace(string(res.Stderr)))
+		return lab.Failf("unload %s: %s", name, shorten(string(res.Stderr)))
 	}
 	return nil
 }
@@ -356,7 +356,7 @@ func (p *Player) checkOne(ctx context.Context, id cve.ID, want, calls int) error
 	if err != nil {
 		return err
 	}
-	said := strings.TrimSpace(string(res.Stdout) + string(res.Stderr))
+	said := shorten(string(res.Stdout) + string(res.Stderr))
 	switch {
 	case res.TimedOut:
 		return lab.Failf("check of %s did not end in time: %s", id, said)

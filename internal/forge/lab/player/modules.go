@@ -122,7 +122,7 @@ func (p *Player) loadModules(ctx context.Context) error {
 			p.present = append(p.present, m)
 			p.able = append(p.able, m)
 		case slices.Contains(p.able, m):
-			return lab.Failf("module %s loaded before and does not any more: %s", m, strings.TrimSpace(string(res.Stderr)))
+			return lab.Failf("module %s loaded before and does not any more: %s", m, shorten(string(res.Stderr)))
 		default:
 			absent = append(absent, m)
 		}

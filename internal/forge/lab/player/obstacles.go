@@ -63,15 +63,15 @@ func (s Subject) traceable() (names []string) {
 }
 
 // hasBTF says whether the kernel carries type information (include/asm-generic/
-// vmlinux.lds.h, BTF).
-func (t Tables) hasBTF() bool {
+// vmlinux.lds.h, BTF). A table that cannot be read says nothing.
+func (t Tables) hasBTF() (bool, error) {
 	f, err := os.Open(t.Vmlinux)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer f.Close() //nolint:errcheck // opened for reading only
 	b, err := durable.ReadLimited(f, "symbol table", maxSymbols)
-	return err == nil && strings.Contains(string(b), " __start_BTF")
+	return err == nil && strings.Contains(string(b), " __start_BTF"), err
 }
 
 // Where a tracer of a story leaves what it counted.

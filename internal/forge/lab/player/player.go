@@ -155,7 +155,8 @@ func (p *Player) Run(ctx context.Context, m lab.Machine) Outcome {
 		}
 		start := time.Now()
 		step := Step{Line: s.Line, Text: s.Text}
-		if p.applies(s.If) {
+		var applies bool
+		if applies, err = p.applies(s.If); applies {
 			p.Tell(s.Text)
 			err = p.do(ctx, s)
 			step.Note, p.note = p.note, ""
@@ -202,8 +203,17 @@ func (p *Player) do(ctx context.Context, s story.Step) error {
 }
 
 // applies says whether all conditions of a step hold.
-func (p *Player) applies(cs []story.Condition) bool {
-	return !slices.ContainsFunc(cs, func(c story.Condition) bool { return (p.Lacks(c.Need) == "") == c.Not })
+func (p *Player) applies(cs []story.Condition) (bool, error) {
+	for _, c := range cs {
+		lacks, err := p.Lacks(c.Need)
+		if err != nil {
+			return false, lab.Brokenf(err, "look at the condition %s", c.Need)
+		}
+		if (lacks == "") == c.Not {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // variables are what ${NAME} may be.
@@ -273,7 +283,7 @@ func (p *Player) output(ctx context.Context, argv ...string) (string, error) {
 		return "", err
 	}
 	if res.Exit != 0 {
-		return "", lab.Failf("%s ended with status %d: %s", strings.Join(argv, " "), res.Exit, strings.TrimSpace(string(res.Stderr)))
+		return "", lab.Failf("%s ended with status %d: %s", strings.Join(argv, " "), res.Exit, shorten(string(res.Stderr)))
 	}
 	return strings.TrimSpace(string(res.Stdout)), nil
 }

@@ -3,6 +3,8 @@
 package player_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -98,6 +100,45 @@ func TestEachCommandHoldsOrNot(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestWhatAGuestSaysIsCut: a guest may print as much as it likes; a verdict
+// holds the end of it.
+func TestWhatAGuestSaysIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := play(t, &playertest.Rig{Says: strings.Repeat("evil ", 200_000) + "the end"}, "load\ncheck fixed", nil)
+		if out.Verdict != lab.Fail || len(out.Why) > 2000 || !strings.Contains(out.Why, "the end") {
+			t.Errorf("%s in %d bytes: %.300s", out.Verdict, len(out.Why), out.Why)
+		}
+	})
+}
+
+// TestTypeInformationThatCannotBeLookedFor: a table that cannot be read is no
+// table without type information.
+func TestTypeInformationThatCannotBeLookedFor(t *testing.T) {
+	table := filepath.Join(t.TempDir(), "table")
+	lacks := func() string {
+		why, err := player.Play{Subject: player.Subject{Tables: player.Tables{Vmlinux: table}}}.Lacks("btf")
+		if err != nil {
+			return "error"
+		}
+		return why
+	}
+	if got := lacks(); got != "error" {
+		t.Errorf("a table that is not there: %q", got)
+	}
+	for text, want := range map[string]string{playertest.Symbols: "the kernel has no type information", playertest.Symbols + "  10: 0 0 NOTYPE GLOBAL DEFAULT 1 __start_BTF\n": ""} {
+		if err := os.WriteFile(table, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lacks(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	out := play(t, &playertest.Rig{}, "[btf] run echo", func(p *player.Play) { p.Tables.Vmlinux = filepath.Join(t.TempDir(), "nothing") })
+	if out.Verdict != lab.Broken || !strings.Contains(out.Why, "could not be found out") {
+		t.Errorf("%s: %s", out.Verdict, out.Why)
 	}
 }
 

@@ -46,54 +46,62 @@ func verbs() []verb { return slices.Concat(livepatchVerbs, programVerbs, obstacl
 // needs are the words of "needs:" and of conditions, each with what it means.
 var needs = []struct {
 	name, says string
-	lacks      func(p Play) string // why it is not there, or nothing
+	lacks      func(p Play) (string, error) // why it is not there, or nothing
 }{
-	{"check", "a fix of the livepatch has a check", func(p Play) string {
+	{"check", "a fix of the livepatch has a check", func(p Play) (string, error) {
 		if slices.ContainsFunc(p.Built.Fixes, p.hasCheck) {
-			return ""
+			return "", nil
 		}
-		return "no fix has a check"
+		return "no fix has a check", nil
 	}},
-	{"earlier", "there is an earlier sequence", func(p Play) string {
+	{"earlier", "there is an earlier sequence", func(p Play) (string, error) {
 		if len(p.Earlier) > 0 {
-			return ""
+			return "", nil
 		}
-		return "there is no earlier sequence"
+		return "there is no earlier sequence", nil
 	}},
-	{"modules", "the livepatch replaces functions of modules", func(p Play) string {
+	{"modules", "the livepatch replaces functions of modules", func(p Play) (string, error) {
 		if reached, err := p.Reached(); err != nil || len(reached) > 0 {
-			return "" // the error is told when it is played
+			return "", nil // the error is told when it is played
 		}
-		return "the livepatch replaces functions of no module"
+		return "the livepatch replaces functions of no module", nil
 	}},
-	{"kernel-functions", "the livepatch replaces functions of the kernel itself that can be traced", func(p Play) string {
+	{"kernel-functions", "the livepatch replaces functions of the kernel itself that can be traced", func(p Play) (string, error) {
 		if len(p.traceable()) > 0 {
-			return ""
+			return "", nil
 		}
-		return "the livepatch replaces no traceable function of the kernel itself"
+		return "the livepatch replaces no traceable function of the kernel itself", nil
 	}},
-	{"btf", "the kernel has type information for BPF programs, by the builder's symbol tables", func(p Play) string {
-		if p.Tables.hasBTF() {
-			return ""
+	{"btf", "the kernel has type information for BPF programs, by the builder's symbol tables", func(p Play) (string, error) {
+		if p.Tables.Vmlinux == "" {
+			return "the builder's symbol tables are not known", nil
 		}
-		return "the kernel has no type information, or the builder's symbol tables are not known"
+		has, err := p.Tables.hasBTF()
+		if err != nil {
+			return "", fmt.Errorf("whether the kernel has type information could not be found out: %w", err)
+		}
+		if !has {
+			return "the kernel has no type information", nil
+		}
+		return "", nil
 	}},
-	{"symbols", "the builder's symbol tables are known", func(p Play) string {
+	{"symbols", "the builder's symbol tables are known", func(p Play) (string, error) {
 		if p.Tables.Vmlinux != "" {
-			return ""
+			return "", nil
 		}
-		return "the builder's symbol tables are not known"
+		return "the builder's symbol tables are not known", nil
 	}},
 }
 
-// Lacks says why a need is not met, or nothing.
-func (p Play) Lacks(need string) string {
+// Lacks says why a need is not met, or nothing. An error means that it could
+// not be found out.
+func (p Play) Lacks(need string) (string, error) {
 	for _, n := range needs {
 		if n.name == need {
 			return n.lacks(p)
 		}
 	}
-	return fmt.Sprintf("need %q is unknown", need)
+	return fmt.Sprintf("need %q is unknown", need), nil
 }
 
 // Grammar is the language as the player speaks it.

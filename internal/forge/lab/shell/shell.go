@@ -5,7 +5,8 @@
 // It is made of lab.Machine.Run, so it works on every rig, and from a file as
 // well as from a terminal. Each line is a command of the guest's sh and shows
 // its output when it has ended; the working folder and exported variables stay.
-// It has no terminal: no editor, no pager. Start with Run.
+// It has no terminal: no editor, no pager, and what the guest prints is shown
+// as text. Start with Run.
 package shell
 
 import (
@@ -14,8 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"klatch/internal/forge/lab"
 )
@@ -126,7 +130,29 @@ func (s Shell) line(ctx context.Context, line string) error {
 	return nil
 }
 
+// print shows control sequences, colors too, as escapes: a guest that runs a
+// livepatch under test must not move the cursor, set a title or type into the
+// terminal of the person who looks at it. An interpreter of colors would be
+// one more reader of foreign bytes.
 func (s Shell) print(format string, args ...any) error {
-	_, err := fmt.Fprintf(s.Out, format, args...)
+	_, err := io.WriteString(s.Out, plain(fmt.Sprintf(format, args...)))
 	return err
+}
+
+// plain keeps printable text, line ends and tabs. All else, and letters that
+// turn the direction of writing, is spelled as in a Go string.
+func plain(text string) string {
+	var b strings.Builder
+	text = strings.ReplaceAll(text, "\r\n", "\n")
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) && (r != utf8.RuneError || n > 1) {
+			b.WriteString(text[:n])
+		} else {
+			q := strconv.QuoteToASCII(text[:n])
+			b.WriteString(q[1 : len(q)-1])
+		}
+		text = text[n:]
+	}
+	return b.String()
 }

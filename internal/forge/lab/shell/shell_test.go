@@ -33,6 +33,8 @@ func (g *guest) Run(_ context.Context, c lab.Command) (lab.Result, error) {
 		return lab.Result{}, lab.ErrGuestRebooted
 	case "long":
 		return lab.Result{Truncated: true, Stdout: []byte("much\n")}, nil
+	case "evil":
+		return lab.Result{Stdout: []byte("\x1b]0;title\x07\x1b[31mred\r\nè\t\u202e\xff\u009b2J\r"), Stderr: []byte("\x7f\n")}, nil
 	case "cut":
 		return lab.Result{}, lab.Brokenf(errors.New("line closed"), "run")
 	default:
@@ -46,6 +48,8 @@ func TestLines(t *testing.T) {
 		{"exit ends it", "a\nexit\nb\n", "ran a\n", ""},
 		{"a status", "fails\n", "no\n[status 3]\n", ""},
 		{"cut output", "long\n", "much\n[output was cut]\n", ""},
+		{"what a terminal would obey", "evil\n", `\x1b]0;title\a\x1b[31mred` + "\nè\t" + `\u202e\xff\u009b2J\r\x7f` + "\n", ""},
+		{"and what the language says of it", ":evil\n", `done \x1b[2J` + "\n", ""},
 		{"a restart", "reboots\na\n", "the machine restarted\nran a\n", ""},
 		{"a command of the language", ":check flaw\n:bad\na\n", "done check flaw\nbad is unknown\nran a\n", ""},
 		{"the lab's end is an error", "cut\na\n", "", "line closed"},
@@ -56,6 +60,9 @@ func TestLines(t *testing.T) {
 			err := shell.Shell{Machine: &guest{}, In: strings.NewReader(c.in), Out: &out, Story: func(_ context.Context, line string) (string, error) {
 				if line == "bad" {
 					return "", errors.New("bad is unknown")
+				}
+				if line == "evil" {
+					return "done \x1b[2J", nil
 				}
 				return "done " + line, nil
 			}}.Run(t.Context())

@@ -121,6 +121,7 @@ type Rig struct {
 	Resets     bool          // it restarts by itself, silently, once a check ran on a livepatch
 	Late       time.Duration // the guest counts less than goes by
 	Dead       error         // nothing boots
+	Says       string        // what a check prints where the flaw shows
 	Cut        string        // the line is cut at a command that contains this
 	boots      int64         //nolint:modernize // atomic.Int64 must not be copied, and tables of rigs are
 	Untraced   bool          // no function can be traced
@@ -318,7 +319,7 @@ func (m *machine) check(n int) (lab.Result, error) {
 	if m.Flawless || m.sticks || m.Works && len(m.loaded) > 0 {
 		return say(0, "EOPNOTSUPP")
 	}
-	return say(1, "ok")
+	return say(1, "%s", cmp.Or(m.Says, "ok"))
 }
 
 func (m *machine) Put(context.Context, string, fs.FileMode, io.Reader) error {
