@@ -32,6 +32,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	st := s.State
 	row("State:", "%s", st.State)
 	row("Reason:", "%s: %s", st.Reason, st.Text)
+	if st.Class != "" {
+		row("Refused at:", "step %s: %s", st.Step, classes[agent.Class(st.Class)])
+	}
 	row("Next step:", "%s", st.NextStep)
 	if s.Facts.Kernel.ID.IsZero() {
 		row("Kernel:", "unknown")
@@ -65,6 +68,12 @@ func printStatus(w io.Writer, s agent.Status) error {
 		row("Publisher:", "none is trusted")
 	}
 	row("Last check:", "%s", lastCheck(s))
+	if s.Halt != nil {
+		row("Halted:", "since %s", when(s.Halt.At))
+	}
+	for i, q := range s.Quarantine {
+		row(map[bool]string{true: "Quarantine:"}[i == 0], "livepatch %d since %s, at step %s: %s", q.Sequence, when(q.At), q.Step, q.Code)
+	}
 	if s.Queued > 0 {
 		row("Reports:", "%d wait for the server", s.Queued)
 	}
@@ -72,6 +81,13 @@ func printStatus(w io.Writer, s agent.Status) error {
 		row(map[bool]string{true: "Problems:"}[i == 0], "%s", p)
 	}
 	return t.Flush()
+}
+
+// classes says what a refusal means.
+var classes = map[agent.Class]string{
+	agent.Stay:       "stay; looked at again by itself",
+	agent.Quarantine: "quarantine; the same bytes are not tried again",
+	agent.Stop:       "halt; nothing more is loaded until a person has looked",
 }
 
 func blockingLine(b agent.Blocking) string {

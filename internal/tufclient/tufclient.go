@@ -243,7 +243,7 @@ func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, 
 		cfg: cfg, Root: trusted.Root.Signed.Version, Timestamp: trusted.Timestamp.Signed.Version,
 		Snapshot: trusted.Snapshot.Signed.Version, TargetsVersion: top.Signed.Version,
 		Expires: trusted.Timestamp.Signed.Expires, Signed: signedTime(trusted.Timestamp.Signed.UnrecognizedFields),
-		tree:    &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
+		tree: &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
 	}
 	var err error
 	if cfg.Operator != nil {

@@ -117,6 +117,8 @@ type State struct {
 	Reason   fault.Code         `json:"reason"` // why, stable
 	Text     string             `json:"text"`   // the reason for a person
 	NextStep string             `json:"next_step"`
+	Class    string             `json:"class,omitempty"` // of a refusal: stay, quarantine or halt
+	Step     string             `json:"step,omitempty"`  // of the order in which the machine checks; docs/explanation/trust-on-the-machine.md
 	Phase    Phase              `json:"phase"`
 	Sequence livepatch.Sequence `json:"sequence"` // loaded and enabled now; 0 for none
 	Highest  livepatch.Sequence `json:"highest"`  // highest ever confirmed on this kernel build

@@ -13,6 +13,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,7 +22,6 @@ import (
 	"time"
 
 	"klatch/internal/durable"
-	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
@@ -68,6 +68,11 @@ type Snapshot interface {
 	Static(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Recalls names the newest signed recalls; "" where there are none.
 	Recalls() string
+	// Digest is the SHA-256 of a target by the signed list, in hexadecimal.
+	// NotFound means that the list does not name it.
+	Digest(target string) (string, error)
+	// Signed is when the newest metadata was signed; zero: it does not say.
+	Signed() time.Time
 }
 
 // Loader is the root program; loaderapi.Client is one.
@@ -86,6 +91,7 @@ type Loader interface {
 type Config struct {
 	Dir     string // state, owned by klatchd alone
 	Version string
+	Built   time.Time // of this program: the clock is never before it; zero: not known
 	Policy  Policy
 
 	Machine    facts.Machine
@@ -164,8 +170,11 @@ func (a *Agent) Step(ctx context.Context) (time.Duration, error) {
 // Agent is the journey of one machine. Run is called once; the other exported
 // methods may be called by several goroutines meanwhile.
 type Agent struct {
-	cfg  Config
-	log  *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	order []check
+	close func() error // gives the state up to another klatchd
+
 	asks chan func(context.Context) // run between two steps
 	wake chan struct{}              // reports wait to be sent
 	// reached says that the server has just answered a check.
@@ -180,22 +189,27 @@ type Agent struct {
 	netFails int       // checks in a row that found nobody
 }
 
-// New opens the journal, or begins one.
+// New opens the journal, or begins one. The state is this agent's alone until
+// Run ends; a second one is refused.
 func New(cfg Config) (*Agent, error) {
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, stageDir), 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := durable.Lock(filepath.Join(cfg.Dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
 	for _, d := range []string{cfg.Dir, filepath.Join(cfg.Dir, stageDir)} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, err
-		}
 		if err := durable.RemoveTemp(d); err != nil {
-			return nil, err
+			return nil, errors.Join(err, unlock())
 		}
 	}
 	j, err := openJournal(cfg.Dir)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, unlock())
 	}
 	return &Agent{
-		cfg: cfg, log: cfg.Log, j: j, told: keptNotice(cfg),
+		cfg: cfg, log: cfg.Log, order: order(), close: unlock, j: j, told: keptNotice(cfg),
 		asks: make(chan func(context.Context)),
 		wake: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}, nil
@@ -203,7 +217,8 @@ func New(cfg Config) (*Agent, error) {
 
 // Run goes on until ctx ends. beat is called at least every half minute while
 // the agent is well; it may be nil.
-func (a *Agent) Run(ctx context.Context, beat func()) error {
+func (a *Agent) Run(ctx context.Context, beat func()) (err error) {
+	defer func() { err = errors.Join(err, a.close()) }()
 	sent := make(chan struct{})
 	sending, stopSending := context.WithCancel(ctx)
 	go func() { a.sendReports(sending); close(sent) }()
@@ -291,8 +306,9 @@ func (a *Agent) bootID() string {
 	return a.seen.Facts.BootID
 }
 
-func (a *Agent) running() kernel.Build {
+// lastSeen is the last look at the machine.
+func (a *Agent) lastSeen() observation {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.seen.Facts.Kernel
+	return a.seen
 }

@@ -5,8 +5,10 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
@@ -24,6 +26,10 @@ func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
 }
 
 func (oneTarget) Recalls() string { return "" }
+
+func (oneTarget) Signed() time.Time { return time.Time{} }
+
+func (o oneTarget) Digest(string) (string, error) { return digestOf(o), nil }
 
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
 
@@ -64,7 +70,8 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 				c.offer(&offer)
 			}
 			bundle := livepatch.Bundle{Manifest: text, Module: module}.Encode()
-			_, _, _, err = fetch(t.Context(), oneTarget(bundle), &anchor, offer, running)
+			tr := &trial{snapshot: oneTarget(bundle), anchor: &anchor, offer: offer, o: observation{Facts: wire.Facts{Kernel: running}}}
+			err = errors.Join(tr.download(t.Context()), tr.openBundle(t.Context()), tr.checkKernel(t.Context()), tr.checkModule(t.Context()))
 			if fault.CodeOf(err) != c.code || (err == nil) != (c.code == "") {
 				t.Errorf("got %v, want code %q", err, c.code)
 			}

@@ -33,6 +33,8 @@ type world struct {
 	dir     string
 	policy  agent.Policy
 	anchor  error // why there is no anchor
+	built   time.Time
+	without agent.Step // taken out of the order
 	agent   *agent.Agent
 	stop    func()
 }
@@ -51,7 +53,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) start() {
 	w.Helper()
 	a, err := agent.New(agent.Config{
-		Dir: w.dir, Version: "test", Policy: w.policy,
+		Dir: w.dir, Version: "test", Built: w.built, Policy: w.policy,
 		Machine: facts.Machine{Root: w.machine.Root},
 		Server:  w.server, Repository: w.pub, Loader: w.machine,
 		Anchor: func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
@@ -59,6 +61,9 @@ func (w *world) start() {
 	})
 	if err != nil {
 		w.Fatal(err)
+	}
+	if w.without != "" {
+		a.Without(w.without)
 	}
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan error, 1)

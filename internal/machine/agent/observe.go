@@ -47,7 +47,7 @@ func (a *Agent) observe(ctx context.Context) observation {
 	o.Kernels, o.KernelsErr = a.cfg.Machine.Kernels()
 	o.In, o.InErr = a.cfg.Machine.Livepatches()
 	if anchor, policy, err := a.trusted(); err != nil {
-		o.AnchorErr = err
+		o.AnchorErr, o.Halt = err, a.journal().Halt
 	} else {
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
 		// A memory that cannot be read fails the check, which says why.

@@ -46,6 +46,15 @@ func (s snapshot) Recalls() string {
 	return newest
 }
 
+// Digest is the SHA-256 of a target by the signed list.
+func (s snapshot) Digest(target string) (string, error) {
+	t, err := s.Target(target)
+	return t.SHA256, err
+}
+
+// Signed is when the newest metadata was signed.
+func (s snapshot) Signed() time.Time { return s.Snapshot.Signed }
+
 // Fetch gets the bytes of a signed target.
 func (s snapshot) Fetch(ctx context.Context, target string, limit int64) ([]byte, error) {
 	t, err := s.Target(target)
