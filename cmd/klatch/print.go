@@ -67,6 +67,11 @@ func printStatus(w io.Writer, s agent.Status) error {
 	} else {
 		row("Publisher:", "none is trusted")
 	}
+	if s.Rollout != nil {
+		row("Rollout:", "%s, profile %s; this machine is in tier %s", s.Rollout.Operator, s.Rollout.Profile, s.Rollout.Tier)
+	} else {
+		row("Rollout:", "no operator's anchor; the server chooses, without tiers")
+	}
 	row("Last check:", "%s", lastCheck(s))
 	if s.Halt != nil {
 		row("Halted:", "since %s", when(s.Halt.At))

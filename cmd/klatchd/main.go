@@ -32,6 +32,7 @@ import (
 	"klatch/internal/machine/local"
 	"klatch/internal/machine/remote"
 	"klatch/internal/obs"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 )
 
@@ -129,6 +130,9 @@ func serve(ctx context.Context, p places) error {
 		Repository: remote.Repository{Client: client, Dir: filepath.Join(p.state, "metadata")},
 		Loader:     loaderclient.Dial(p.loader),
 		Anchor:     func() (*trust.Anchor, error) { return readAnchor(p.root) },
+		Rollout:    remote.Rollout{Client: client, Dir: filepath.Join(p.state, "rollout")},
+		Operator:   func() (*rollout.Anchor, error) { return readOperator(p.root) },
+		Tier:       set.tier,
 	})
 	if err != nil {
 		return err

@@ -21,7 +21,7 @@ func TestAttackClock(t *testing.T) {
 		r.Publish(at, tufrepo.Target{Path: firstPath, Content: []byte(at.String())})
 	}
 	day := 24 * time.Hour
-	t.Run("L/clock back", func(t *testing.T) {
+	t.Run("Attack/L/clock back", func(t *testing.T) {
 		r := tufsim.New(t, "a", start)
 		publish(r, start.Add(day))
 		c := newClient(t, r)
@@ -35,7 +35,7 @@ func TestAttackClock(t *testing.T) {
 		}
 		c.mustRefresh(start.Add(day - time.Minute)) // time daemons step
 	})
-	t.Run("L/clock 1970", func(t *testing.T) {
+	t.Run("Attack/L/clock 1970", func(t *testing.T) {
 		r := tufsim.New(t, "a", start)
 		publish(r, start)
 		c := newClient(t, r) // without a memory: the signed time alone says it
@@ -44,7 +44,7 @@ func TestAttackClock(t *testing.T) {
 		}
 		c.mustRefresh(start)
 	})
-	t.Run("L/clock far ahead", func(t *testing.T) {
+	t.Run("Attack/L/clock far ahead", func(t *testing.T) {
 		r := tufsim.New(t, "a", start)
 		publish(r, start)
 		c := newClient(t, r)
@@ -57,7 +57,7 @@ func TestAttackClock(t *testing.T) {
 			c.mustRefresh(start.Add(time.Minute)) // the right time is right again
 		}
 	})
-	t.Run("L/a thief of the timestamp key signs the future", func(t *testing.T) {
+	t.Run("Attack/L/a thief of the timestamp key signs the future", func(t *testing.T) {
 		r := tufsim.New(t, "a", start)
 		publish(r, start)
 		c := newClient(t, r)
@@ -77,7 +77,7 @@ func TestAttackClock(t *testing.T) {
 			t.Errorf("the next honest timestamp: %v", err)
 		}
 	})
-	t.Run("L/a time that is none", func(t *testing.T) {
+	t.Run("Attack/L/a time that is none", func(t *testing.T) {
 		r := tufsim.New(t, "a", start)
 		publish(r, start)
 		c := newClient(t, r)

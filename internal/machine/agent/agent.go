@@ -25,6 +25,7 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
@@ -68,11 +69,25 @@ type Snapshot interface {
 	Static(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Recalls names the newest signed recalls; "" where there are none.
 	Recalls() string
-	// Digest is the SHA-256 of a target by the signed list, in hexadecimal.
-	// NotFound means that the list does not name it.
-	Digest(target string) (string, error)
-	// Signed is when the newest metadata was signed; zero: it does not say.
-	Signed() time.Time
+	// Named is a target by the signed list. NotFound means that the list does
+	// not name it.
+	Named(target string) (rollout.Target, error)
+	// Metadata says which state this is; signed is zero where it does not say.
+	Metadata() (v wire.Versions, signed time.Time)
+}
+
+// Rollout is the operator's signed metadata, from wherever it is served.
+type Rollout interface {
+	// Refresh verifies the newest metadata at the time now, as Repository does.
+	Refresh(ctx context.Context, anchor *rollout.Anchor, now time.Time) (RolloutSnapshot, error)
+}
+
+// RolloutSnapshot is one verified state of it.
+type RolloutSnapshot interface {
+	// Read gets a signed file and the role that named it. NotFound means that
+	// no list names it.
+	Read(ctx context.Context, path string, limit int64) (rollout.File, error)
+	Metadata() (v wire.Versions, signed time.Time)
 }
 
 // Loader is the root program; loaderapi.Client is one.
@@ -101,7 +116,14 @@ type Config struct {
 	// Anchor reads the trust anchor anew each time, so that installing one
 	// needs no restart. NotFound with code "no_anchor" means none is there.
 	Anchor func() (*trust.Anchor, error)
-	Log    *slog.Logger
+	// Rollout is the operator's repository, and Operator reads the operator's
+	// anchor anew each time; nil without an error means that none is installed,
+	// and then the server chooses. Tier is this machine's, by its own
+	// configuration.
+	Rollout  Rollout
+	Operator func() (*rollout.Anchor, error)
+	Tier     string
+	Log      *slog.Logger
 }
 
 // edges lists every allowed move. docs/diagrams/agent.dot is generated from
@@ -183,6 +205,7 @@ type Agent struct {
 	mu   sync.Mutex
 	j    journal
 	seen observation
+	said uint64 // counts what the loader said in passing
 	told told
 
 	next     time.Time // of the next check; zero: never

@@ -27,7 +27,10 @@ type Status struct {
 	Facts    wire.Facts `json:"facts"`
 	Identity *Identity  `json:"identity"` // null: not enrolled
 	Trust    *Publisher `json:"trust"`    // null: no usable anchor
-	Check    Check      `json:"check"`    // the last one
+	// Rollout is who says what is wanted here; null: no operator is believed, and
+	// the server chooses without tiers.
+	Rollout *Operator `json:"rollout"`
+	Check   Check     `json:"check"` // the last one
 	// Halt says since when and why nothing is loaded; absent: nothing is halted.
 	Halt *Halt `json:"halt,omitempty"`
 	// Quarantine are the livepatches for this kernel build that are not fetched
@@ -66,7 +69,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Check: a.j.Check, Next: a.next.UTC(), Queued: len(a.j.Reports), Reboot: in.advice(), Notice: in.longNotice(), Loader: o.Loader, Problems: []string{},
 	}
 	s.Act = NeedsPerson(s.State)
-	s.Halt = o.Halt
+	s.Halt, s.Rollout = o.Halt, o.Operator
 	for _, q := range a.j.Quarantine {
 		if q.Kernel == o.Facts.Kernel.ID {
 			s.Quarantine = append(s.Quarantine, q)
@@ -84,7 +87,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 	if o.AnchorErr == nil {
 		s.Trust = &Publisher{o.Publisher, trust.Profile(o.Profile)}
 	}
-	for _, err := range []error{o.FactsErr, o.AnchorErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
+	for _, err := range []error{o.FactsErr, o.AnchorErr, o.RolloutErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}

@@ -13,6 +13,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/rollout"
 	"klatch/internal/stall"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trustsign"
@@ -27,9 +28,11 @@ func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
 
 func (oneTarget) Recalls() string { return "" }
 
-func (oneTarget) Signed() time.Time { return time.Time{} }
+func (oneTarget) Metadata() (v wire.Versions, signed time.Time) { return v, signed }
 
-func (o oneTarget) Digest(string) (string, error) { return digestOf(o), nil }
+func (o oneTarget) Named(target string) (rollout.Target, error) {
+	return rollout.Target{Path: target, Bytes: int64(len(o)), SHA256: digestOf(o)}, nil
+}
 
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
 

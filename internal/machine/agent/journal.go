@@ -46,7 +46,8 @@ type journal struct {
 	Quarantine []Quarantined `json:"quarantine,omitempty"` // not fetched again
 	Halt       *Halt         `json:"halt,omitempty"`       // but not that of a log, which is in its memory
 	Floor      *Floor        `json:"time_floor,omitempty"`
-	Peak       []peak        `json:"peak,omitempty"` // highest sequences that root's record has shown
+	Accepted   *wire.Seen    `json:"accepted,omitempty"` // newest signed state
+	Peak       []peak        `json:"peak,omitempty"`     // highest sequences that root's record has shown
 	Check      Check         `json:"check"`
 	Seen       string        `json:"seen_boot_id"`    // boot that was reported
 	Orderly    string        `json:"orderly_boot_id"` // boot in which the daemon was last stopped in order

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/rollout"
 	"klatch/internal/stall"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
@@ -35,8 +36,12 @@ type world struct {
 	anchor  error // why there is no anchor
 	built   time.Time
 	without agent.Step // taken out of the order
-	agent   *agent.Agent
-	stop    func()
+
+	operator    *agenttest.Operator // nil: the server chooses
+	notOperator error               // why the operator's anchor is not believed
+	tier        string
+	agent       *agent.Agent
+	stop        func()
 }
 
 func newWorld(t *testing.T) *world {
@@ -56,8 +61,15 @@ func (w *world) start() {
 		Dir: w.dir, Version: "test", Built: w.built, Policy: w.policy,
 		Machine: facts.Machine{Root: w.machine.Root},
 		Server:  w.server, Repository: w.pub, Loader: w.machine,
-		Anchor: func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
-		Log:    slog.New(slog.DiscardHandler),
+		Anchor:  func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
+		Rollout: w.operator, Tier: w.tier,
+		Operator: func() (*rollout.Anchor, error) {
+			if w.operator == nil {
+				return nil, nil
+			}
+			return w.operator.Anchor, w.notOperator
+		},
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		w.Fatal(err)

@@ -134,7 +134,10 @@ func (t *trial) checkLog(ctx context.Context) error {
 		return nil
 	}
 	m.Seen[log] = string(shown.Signed)
-	return t.writeLogMemory(m)
+	if err := t.writeLogMemory(m); err != nil {
+		return err
+	}
+	return t.sawCheckpoint(shown)
 }
 
 // compareLog compares two checkpoints of one log. Where their sizes differ the

@@ -34,8 +34,8 @@ type Step string
 const (
 	StepMemory    Step = "memory"
 	StepClock     Step = "clock"
-	StepMetadata  Step = "metadata"
 	StepRollout   Step = "rollout"
+	StepMetadata  Step = "metadata"
 	StepPolicy    Step = "policy"
 	StepSelection Step = "selection"
 	StepAgreement Step = "agreement"
@@ -67,8 +67,8 @@ type Place struct {
 var Order = []Place{
 	{StepMemory, "klatchd", Stop, "One klatchd only. The kernel is identified, the anchor is one that may be believed, root's record can be read and has not gone back behind what was seen here; nothing is halted."},
 	{StepClock, "klatchd", Stay, "The clock is not before the time floor: the newest signed time that was accepted here, or the build of the program. One start time for the whole look."},
+	{StepRollout, "klatchd", Stay, "The operator's metadata, with a root and a memory of its own, where a rollout anchor is installed. It comes before the publisher's, because a livepatch is copied before it is selected."},
 	{StepMetadata, "klatchd", Stay, "The publisher's metadata: the roots one by one, each signed by the old and the new keys, then timestamp, snapshot and lists; signatures, versions, digests, expiry, jumps. Signed not later than the clock says."},
-	{StepRollout, "klatchd", Stay, "The operator's metadata, with a root and a memory of its own, where a rollout anchor is installed."},
 	{StepPolicy, "klatchd, then root", Stop, "The recalls: signed by the manifest keys, and they hold all that those before held."},
 	{StepSelection, "klatchd", Stay, "Something is chosen for this machine: by the operator's signed selection for its tier, which its own configuration names, or without a rollout anchor by the server."},
 	{StepAgreement, "klatchd", Quarantine, "Both repositories name the same path, length and digest."},

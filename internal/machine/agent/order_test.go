@@ -120,6 +120,7 @@ func attacks() []attack {
 func TestAttack(t *testing.T) {
 	for _, tt := range attacks() {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			inWorld(t, func(w *world) {
 				before := w.running(3)
 				tt.evil(w)
@@ -178,6 +179,7 @@ func TestEachStepIsNeeded(t *testing.T) {
 		}
 		needed[tt.step] = true
 		t.Run(string(tt.step)+"/"+tt.name, func(t *testing.T) {
+			t.Parallel()
 			inWorld(t, func(w *world) {
 				w.without = tt.step
 				before := w.running(3)

@@ -71,7 +71,8 @@ func TestAttackOnWhatIsStaged(t *testing.T) {
 			w.machine.Change(func(s *loaderapi.Status) { s.Highest = 9 })
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run("Attack/"+tt.name, func(t *testing.T) {
+			t.Parallel()
 			inWorld(t, func(w *world) {
 				before := w.running(3)
 				w.machine.Set(func(m *agenttest.Machine) {
@@ -104,7 +105,7 @@ func TestAttackOnWhatIsStaged(t *testing.T) {
 // TestAttackOnTheMemory: what this machine remembers is lost, old or damaged.
 func TestAttackOnTheMemory(t *testing.T) {
 	journal := func(w *world) string { return filepath.Join(w.dir, "journal.json") }
-	t.Run("L/two agents", func(t *testing.T) {
+	t.Run("Attack/L/two agents", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			w.running(3)
 			if _, err := agent.New(agent.Config{Dir: w.dir}); fault.CodeOf(err) != "locked" {
@@ -112,7 +113,7 @@ func TestAttackOnTheMemory(t *testing.T) {
 			}
 		})
 	})
-	t.Run("L/state file deleted", func(t *testing.T) {
+	t.Run("Attack/L/state file deleted", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			w.running(3)
 			w.stop()
@@ -127,7 +128,7 @@ func TestAttackOnTheMemory(t *testing.T) {
 			}
 		})
 	})
-	t.Run("L/state file older", func(t *testing.T) {
+	t.Run("Attack/L/state file older", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			w.publish(2)
 			w.start()
@@ -149,7 +150,7 @@ func TestAttackOnTheMemory(t *testing.T) {
 			}
 		})
 	})
-	t.Run("L/state file corrupt", func(t *testing.T) {
+	t.Run("Attack/L/state file corrupt", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			w.running(3)
 			w.stop()
@@ -164,7 +165,7 @@ func TestAttackOnTheMemory(t *testing.T) {
 			}
 		})
 	})
-	t.Run("L/clock far ahead leaves no trace", func(t *testing.T) {
+	t.Run("Attack/L/clock far ahead leaves no trace", func(t *testing.T) {
 		inWorld(t, func(w *world) {
 			w.pub.Set(func(p *agenttest.Publisher) { p.SignedAt = time.Now() })
 			w.running(3)

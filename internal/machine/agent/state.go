@@ -83,7 +83,7 @@ func describe(in inputs) wire.State {
 	adv := in.advice()
 	s := wire.State{
 		Phase: j.Phase, Sequence: o.loaded(), Highest: o.highest(), Fixes: liveFixes(in),
-		Advice: string(adv.Level), Reasons: adv.Codes(), Notice: in.shortNotice(),
+		Advice: string(adv.Level), Reasons: adv.Codes(), Notice: in.shortNotice(), Seen: j.Accepted,
 	}
 	var word, next, text string
 	var reason fault.Code

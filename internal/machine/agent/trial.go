@@ -13,6 +13,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/rollout"
 	"klatch/internal/translog"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
@@ -32,6 +33,8 @@ type trial struct {
 	policy   *translog.Policy
 	answer   wire.CheckAnswer
 	snapshot Snapshot
+	operator *rollout.Anchor // nil: the server chooses
+	rollout  RolloutSnapshot
 	recalls  livepatch.Recalls
 	offer    wire.Offer
 	digests  digests // of the signed list
@@ -41,6 +44,7 @@ type trial struct {
 	manifest livepatch.Manifest
 	proof    []byte
 
+	reason    fault.Code // why it is offered
 	noticeErr error
 	// done ends the look before the last check: there is nothing to load.
 	done *Check
@@ -64,6 +68,7 @@ func order() []check {
 		{StepMemory, (*trial).checkRecord},
 		{StepSelection, (*trial).ask},
 		{StepClock, (*trial).checkClock},
+		{StepRollout, (*trial).refreshRollout},
 		{StepMetadata, (*trial).refresh},
 		{StepPolicy, (*trial).takePolicy},
 		{StepMemory, (*trial).checkHalt},
@@ -92,7 +97,7 @@ func (a *Agent) look(ctx context.Context, t *trial) (Check, error) {
 		if err := a.stage(t); err != nil {
 			return Check{}, err
 		}
-		t.done = &Check{Result: resultOffered, Code: fault.Code(t.answer.Reason)}
+		t.done = &Check{Result: resultOffered, Code: t.reason}
 	}
 	return *t.done, t.noticeErr
 }
@@ -107,6 +112,9 @@ func (t *trial) know(context.Context) error {
 		return err
 	}
 	t.basis = basisOf(t.anchor)
+	if t.operator, err = t.operatorAnchor(); err != nil {
+		return err
+	}
 	if t.o.Loader == nil {
 		return t.o.LoaderErr // without its record we could stage what it must refuse
 	}
@@ -136,7 +144,11 @@ func (t *trial) refresh(ctx context.Context) error {
 		}
 		return err
 	}
-	return at(StepClock, t.raiseFloor(t.start, t.snapshot.Signed(), "metadata"))
+	v, signed := t.snapshot.Metadata()
+	if err := t.raiseFloor(t.start, signed, "metadata"); err != nil {
+		return at(StepClock, err)
+	}
+	return t.sawVersions(func(s *wire.Seen) { s.Patches = &v })
 }
 
 // takePolicy takes the recalls, and beside them the notice: a bad notice keeps
@@ -163,16 +175,6 @@ func (t *trial) checkHalt(context.Context) error {
 		return err
 	}
 	return t.haltError(h)
-}
-
-// choose finds what is meant for this machine.
-func (t *trial) choose(context.Context) error {
-	if t.answer.Offer == nil {
-		t.done = &Check{Result: resultCurrent, Code: fault.Code(t.answer.Reason)}
-		return nil
-	}
-	t.offer = *t.answer.Offer
-	return nil
 }
 
 // checkForward keeps to what goes forward, and to what was not refused before.
@@ -202,9 +204,10 @@ func (t *trial) checkForward(context.Context) error {
 // found out when it is fetched.
 func (t *trial) signedDigests() (digests, error) {
 	var d digests
-	var err error
-	if d.Bundle, err = t.snapshot.Digest(t.offer.Target); err == nil && t.policy != nil {
-		d.Proof, err = t.snapshot.Digest(translog.ProofPath(t.offer.Target))
+	named, err := t.snapshot.Named(t.offer.Target)
+	if d.Bundle = named.SHA256; err == nil && t.policy != nil {
+		named, err = t.snapshot.Named(translog.ProofPath(t.offer.Target))
+		d.Proof = named.SHA256
 	}
 	if fault.KindOf(err) == fault.NotFound {
 		return d, nil
@@ -228,7 +231,7 @@ func (t *trial) nothingToDo(j journal) *Check {
 	if j.Work != nil && j.Work.Sequence >= t.offer.Sequence {
 		return &Check{Result: resultCurrent, Code: "staged"}
 	}
-	return nil
+	return t.ahead()
 }
 
 // untrusted makes a refusal out of a conflict: the server offered what it may

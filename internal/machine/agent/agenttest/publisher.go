@@ -23,8 +23,10 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
 	"klatch/internal/notice"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 	"klatch/internal/trustsign"
+	"klatch/internal/wire"
 )
 
 // Publisher makes livepatches and holds them in a repository in memory. It is
@@ -189,23 +191,23 @@ func (p *Publisher) Recall(r livepatch.Recalls) {
 	p.Put(livepatch.RecallsPath(r.Version), signed)
 }
 
-// Digest names a target's bytes.
-func (p *Publisher) Digest(target string) (string, error) {
+// Named is a target by the signed list.
+func (p *Publisher) Named(target string) (rollout.Target, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b, ok := p.targets[target]
 	if !ok {
-		return "", fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
+		return rollout.Target{}, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
 	}
 	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:]), nil
+	return rollout.Target{Path: target, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])}, nil
 }
 
-// Signed is when the metadata says that it was signed.
-func (p *Publisher) Signed() time.Time {
+// Metadata says which state this is.
+func (p *Publisher) Metadata() (v wire.Versions, signed time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.SignedAt
+	return wire.Versions{Root: 1, Timestamp: 1, Snapshot: 1, Targets: int64(len(p.targets))}, p.SignedAt
 }
 
 // Fetch gets a target.
