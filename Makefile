@@ -19,7 +19,9 @@ VERSION := $(shell git describe --tags --dirty 2>/dev/null || \
 	{ n=$$(git rev-list --count HEAD 2>/dev/null) && echo "v0.0.0-$$n-g$$(git describe --always --dirty)"; } || echo v0.0.0-unknown)
 # A Debian version starts with a digit and has no second part after a dash.
 DEB_VERSION := $(shell echo '$(VERSION)' | sed -E 's/^v//; s/-/+/; s/-/./g')
-LDFLAGS := -s -w -X main.version=$(VERSION)
+# When the source was committed: a machine's clock is never before it.
+BUILT   := $(shell git log -1 --format=%cI 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 # Where each test step leaves its outcomes; CI adds them up.
 RESULTS ?= bin/results

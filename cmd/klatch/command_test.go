@@ -39,6 +39,7 @@ type daemon struct {
 func (d *daemon) Status(context.Context) agent.Status { return d.status }
 func (d *daemon) CheckNow(context.Context) error      { return d.err }
 func (d *daemon) Retry(context.Context) error         { return d.err }
+func (d *daemon) Resume(context.Context) error        { return d.err }
 func (d *daemon) Enroll(_ context.Context, server string, t wire.Token) (agent.Identity, error) {
 	d.token = t
 	return agent.Identity{MachineID: agenttest.MachineID, Tier: "stable", Server: server}, d.err
@@ -124,6 +125,29 @@ func stalled() agent.Status {
 	return s
 }
 
+// refusedFor is a machine that refused something, with all that follows.
+func refusedFor(class agent.Class, step agent.Step, code fault.Code) agent.Status {
+	s := patched()
+	s.Act = true
+	s.Check = agent.Check{At: noon, GoodAt: noon.Add(-time.Hour), Result: "failed", Kind: fault.Untrusted, Code: code, Text: "livepatch 5: refused", Class: class, Step: step}
+	s.State.State, s.State.Reason, s.State.Text, s.State.Class, s.State.Step = "check_failed", code, "livepatch 5: refused", string(class), string(step)
+	s.Floor = &agent.Floor{Time: noon.Add(-2 * time.Hour), From: "metadata"}
+	switch class {
+	case agent.Quarantine:
+		q := agent.Quarantined{At: noon, Kernel: s.Facts.Kernel.ID, Target: "debian-12/amd64/x/klatch_5.lpb", Sequence: 5, Step: step, Code: code, Text: s.Check.Text}
+		q.Bundle = strings.Repeat("5", 64)
+		s.Quarantine = []agent.Quarantined{q}
+		s.State.NextStep = "nothing to do here"
+	case agent.Stop:
+		s.State.State = "halted"
+		s.Halt = &agent.Halt{At: noon, Step: step, Code: code, Text: s.Check.Text}
+		s.State.NextStep = "find out what happened, then as root: klatch resume"
+	default:
+		s.State.NextStep = "set the machine's clock"
+	}
+	return s
+}
+
 // run runs klatch against a daemon on a real socket.
 func run(t *testing.T, d *daemon, root, stdin string, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
@@ -187,6 +211,13 @@ func TestCommands(t *testing.T) {
 		{"check-current", &daemon{status: patched()}, "", "check", 0},
 		{"check-refused", &daemon{status: refused}, "", "check", 3},
 		{"check-under-way", &daemon{status: patched(), err: fault.New(fault.Conflict, "under_way", "livepatch 4 is soaking").WithHint("look again later")}, "", "check", 3},
+		{"status-stay", &daemon{status: refusedFor(agent.Stay, agent.StepClock, "clock_back")}, "", "status --check", 4},
+		{"status-quarantine", &daemon{status: refusedFor(agent.Quarantine, agent.StepLog, "log_quorum")}, "", "status --check", 4},
+		{"status-quarantine-json", &daemon{status: refusedFor(agent.Quarantine, agent.StepLog, "log_quorum")}, "", "status --json", 0},
+		{"status-halted", &daemon{status: refusedFor(agent.Stop, agent.StepPolicy, "recalls_rollback")}, "", "status --check", 4},
+		{"status-halted-json", &daemon{status: refusedFor(agent.Stop, agent.StepPolicy, "recalls_rollback")}, "", "status --json", 0},
+		{"resume", &daemon{status: patched()}, "", "resume", 0},
+		{"resume-not-halted", &daemon{err: fault.New(fault.Conflict, "not_halted", "this machine is not halted").WithHint("see klatch status")}, "", "resume", 3},
 		{"retry", &daemon{status: patched()}, "", "retry", 0},
 		{"history", &daemon{}, "", "history", 0},
 		{"history-json", &daemon{}, "", "history --json", 0},

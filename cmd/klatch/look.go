@@ -94,15 +94,40 @@ func retryCommand(p *places) *cobra.Command {
 	return &cobra.Command{
 		Use:   "retry",
 		Short: "try again what failed or stalled",
-		Long: `retry forgets that a livepatch failed or was suspect, ends the wait of one that
-stalled, and looks for a livepatch at once. Correct the reason first: klatch
-status names it. What was taken out by hand stays out until the reboot.`,
+		Long: `retry forgets that a livepatch failed, was suspect or is in quarantine, ends the
+wait of one that stalled, and looks for a livepatch at once. Correct the reason
+first: klatch status names it. What was taken out by hand stays out until the
+reboot. A halt is not ended by this: see klatch resume.`,
 		Example: "  klatch retry",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := p.klatchd().Retry(cmd.Context())
 			if err != nil {
 				return cli.Cannot(err, "try again")
+			}
+			return printBeforeAfter(cmd.OutOrStdout(), r)
+		},
+	}
+}
+
+func resumeCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use:   "resume",
+		Short: "end a halt, after a person has looked",
+		Long: `resume says that a person has found out why this machine is halted, and that what
+there is now is right. A machine halts where somebody with the publisher's keys
+contradicts what was signed before, or where root's record went back: nothing
+more is loaded, and what is loaded stays. klatch status says why and since when.
+
+After a halt of the log, its memory is put aside as evidence
+(/var/lib/klatch/log.json.halt-...), and the next checkpoint is believed as the
+first one was. A newer signed policy ends a halt by itself.`,
+		Example: "  klatch status\n  klatch resume",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := p.klatchd().Resume(cmd.Context())
+			if err != nil {
+				return cli.Cannot(err, "end the halt")
 			}
 			return printBeforeAfter(cmd.OutOrStdout(), r)
 		},

@@ -52,7 +52,7 @@ impossible; 3 refused, nothing changed; 4 (status --check) a person must act;
 			panic(err) // the flag is defined three lines above
 		}
 	}
-	root.AddCommand(statusCommand(p), checkCommand(p), historyCommand(p), adviceCommand(p), retryCommand(p),
+	root.AddCommand(statusCommand(p), checkCommand(p), historyCommand(p), adviceCommand(p), retryCommand(p), resumeCommand(p),
 		enrollCommand(p), trustCommand(p), disableCommand(p), blockersCommand(p), &cobra.Command{
 			Use: "version", Short: "print the version", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {

@@ -32,6 +32,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	st := s.State
 	row("State:", "%s", st.State)
 	row("Reason:", "%s: %s", st.Reason, st.Text)
+	if st.Class != "" {
+		row("Refused at:", "step %s: %s", st.Step, classes[agent.Class(st.Class)])
+	}
 	row("Next step:", "%s", st.NextStep)
 	if s.Facts.Kernel.ID.IsZero() {
 		row("Kernel:", "unknown")
@@ -64,7 +67,18 @@ func printStatus(w io.Writer, s agent.Status) error {
 	} else {
 		row("Publisher:", "none is trusted")
 	}
+	if s.Rollout != nil {
+		row("Rollout:", "%s, profile %s; this machine is in tier %s", s.Rollout.Operator, s.Rollout.Profile, s.Rollout.Tier)
+	} else {
+		row("Rollout:", "no operator's anchor; the server chooses, without tiers")
+	}
 	row("Last check:", "%s", lastCheck(s))
+	if s.Halt != nil {
+		row("Halted:", "since %s", when(s.Halt.At))
+	}
+	for i, q := range s.Quarantine {
+		row(map[bool]string{true: "Quarantine:"}[i == 0], "livepatch %d since %s, at step %s: %s", q.Sequence, when(q.At), q.Step, q.Code)
+	}
 	if s.Queued > 0 {
 		row("Reports:", "%d wait for the server", s.Queued)
 	}
@@ -72,6 +86,13 @@ func printStatus(w io.Writer, s agent.Status) error {
 		row(map[bool]string{true: "Problems:"}[i == 0], "%s", p)
 	}
 	return t.Flush()
+}
+
+// classes says what a refusal means.
+var classes = map[agent.Class]string{
+	agent.Stay:       "stay; looked at again by itself",
+	agent.Quarantine: "quarantine; the same bytes are not tried again",
+	agent.Stop:       "halt; nothing more is loaded until a person has looked",
 }
 
 func blockingLine(b agent.Blocking) string {

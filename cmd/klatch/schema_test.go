@@ -38,7 +38,7 @@ func validate(t *testing.T, s *jsonschema.Schema, text []byte) error {
 // the agent can be in, is what the published schema promises.
 func TestStatusKeepsItsSchema(t *testing.T) {
 	whole := schema(t, "")
-	for _, name := range []string{"status-patched-json", "status-fresh-json", "status-dead-json", "status-stalled-json"} {
+	for _, name := range []string{"status-patched-json", "status-fresh-json", "status-dead-json", "status-stalled-json", "status-quarantine-json", "status-halted-json"} {
 		b, err := os.ReadFile(filepath.Join("testdata", name+".txt"))
 		if err != nil {
 			t.Fatal(err)

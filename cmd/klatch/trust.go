@@ -18,12 +18,14 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/rollout"
 	"klatch/internal/translog"
 	"klatch/internal/trust"
 )
 
-func (p *places) anchor() string  { return filepath.Join(p.root, "etc/klatch/trust.json") }
-func (p *places) labFlag() string { return filepath.Join(p.root, "etc/klatch/allow-lab-keys") }
+func (p *places) anchor() string   { return filepath.Join(p.root, "etc/klatch/trust.json") }
+func (p *places) operator() string { return filepath.Join(p.root, "etc/klatch/rollout.json") }
+func (p *places) labFlag() string  { return filepath.Join(p.root, "etc/klatch/allow-lab-keys") }
 
 func trustCommand(p *places) *cobra.Command {
 	c := &cobra.Command{
@@ -44,6 +46,20 @@ effect at the next check. What is loaded stays loaded.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return cli.Cannot(p.install(cmd.OutOrStdout(), args[0]), "install the trust anchor %s", args[0])
+		},
+	}, &cobra.Command{
+		Use:   "install-rollout FILE",
+		Short: "follow the operator of a rollout anchor file",
+		Long: `install-rollout checks an operator's anchor file and puts it in place as
+/etc/klatch/rollout.json. From the next check on this machine loads only what the
+operator's signed repository selects for its tier, and what the publisher released
+as well. Name the tier in /etc/klatch/conf.d (tier = "...") first.
+
+To go without an operator again: rm /etc/klatch/rollout.json`,
+		Example: "  klatch trust install-rollout rollout.json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return cli.Cannot(p.installRollout(cmd.OutOrStdout(), args[0]), "install the rollout anchor %s", args[0])
 		},
 	}, &cobra.Command{
 		Use:     "show",
@@ -94,6 +110,25 @@ func (p *places) install(w io.Writer, file string) error {
 		return err
 	}
 	return printAnchor(w, a)
+}
+
+func (p *places) installRollout(w io.Writer, file string) error {
+	b, err := durable.ReadFile(file, rollout.MaxAnchor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "no_file", "%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	a, err := rollout.ParseAnchor(b, p.labAllowed())
+	if err != nil {
+		return err
+	}
+	if err := p.write(p.operator(), b); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "Operator:    %s\nProfile:     %s\nFirst root:  SHA256:%x\n", clean(a.Operator), a.Profile, sha256.Sum256(a.Root))
+	return err
 }
 
 func (p *places) show(w io.Writer) error {

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"text/tabwriter"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -31,11 +32,15 @@ import (
 	"klatch/internal/machine/local"
 	"klatch/internal/machine/remote"
 	"klatch/internal/obs"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 )
 
-// version is set by the linker.
-var version = "dev"
+// Set by the linker: the version, and when the source was committed (RFC 3339).
+var (
+	version = "dev"
+	built   = ""
+)
 
 func main() { os.Exit(cli.Run(command())) }
 
@@ -96,6 +101,15 @@ systemctl restart klatchd.`,
 	return root
 }
 
+// builtAt is when the source of this program was committed; zero: not known.
+func builtAt() time.Time {
+	t, err := time.Parse(time.RFC3339, built)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
 func serve(ctx context.Context, p places) error {
 	set, _, err := readSettings(p.root)
 	if err != nil {
@@ -110,12 +124,15 @@ func serve(ctx context.Context, p places) error {
 		return err
 	}
 	a, err := agent.New(agent.Config{
-		Dir: p.state, Version: version, Policy: set.policy, Log: log,
+		Dir: p.state, Version: version, Built: builtAt(), Policy: set.policy, Log: log,
 		Machine:    facts.Machine{Root: p.root},
 		Server:     client,
 		Repository: remote.Repository{Client: client, Dir: filepath.Join(p.state, "metadata")},
 		Loader:     loaderclient.Dial(p.loader),
 		Anchor:     func() (*trust.Anchor, error) { return readAnchor(p.root) },
+		Rollout:    remote.Rollout{Client: client, Dir: filepath.Join(p.state, "rollout")},
+		Operator:   func() (*rollout.Anchor, error) { return readOperator(p.root) },
+		Tier:       set.tier,
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/remote"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 )
 
@@ -31,6 +32,9 @@ type written struct {
 	Soak *conf.Duration `toml:"soak"`
 	// The first wait after a stalled transition; doubles up to 6h. At least 5s.
 	StallRetry *conf.Duration `toml:"stall_retry"`
+	// This machine's tier, where a rollout anchor is installed. The server is not
+	// asked for it.
+	Tier *string `toml:"tier"`
 	// What goes to the journal: debug, info, warn or error.
 	LogLevel *string `toml:"log_level"`
 }
@@ -38,6 +42,7 @@ type written struct {
 // settings is the configuration checked and complete.
 type settings struct {
 	policy agent.Policy
+	tier   string
 	level  slog.Level
 }
 
@@ -72,6 +77,14 @@ func readSettings(root string) (settings, []conf.Setting, error) {
 		}
 		*f.to = d
 	}
+	if w.Tier == nil {
+		w.Tier = new(string)
+	}
+	if s.tier = *w.Tier; s.tier != "" {
+		if err := rollout.CheckTierName(s.tier); err != nil {
+			return s, nil, fault.New(fault.Invalid, "config_invalid", "%s: %w", origins.Of("tier"), err)
+		}
+	}
 	if w.LogLevel == nil {
 		level := "info"
 		w.LogLevel = &level
@@ -96,6 +109,21 @@ func readAnchor(root string) (*trust.Anchor, error) {
 	}
 	_, err = os.Lstat(filepath.Join(etc, "allow-lab-keys"))
 	return trust.ParseAnchor(b, err == nil)
+}
+
+// readOperator reads whose rollout repository this machine follows; nil where
+// no anchor is installed. The loader has no use for it.
+func readOperator(root string) (*rollout.Anchor, error) {
+	etc := filepath.Join(root, "etc/klatch")
+	b, err := durable.ReadFile(filepath.Join(etc, "rollout.json"), rollout.MaxAnchor)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.New(fault.Internal, "anchor_unreadable", "read rollout anchor: %w", err)
+	}
+	_, err = os.Lstat(filepath.Join(etc, "allow-lab-keys"))
+	return rollout.ParseAnchor(b, err == nil)
 }
 
 // remoteIn opens the credential below the state folder.

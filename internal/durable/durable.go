@@ -103,19 +103,29 @@ func RemoveTemp(dir string) error {
 // ReadFile reads a regular file of at most limit bytes; a longer one is an
 // error, not a cut. It follows no symbolic link in the last element.
 func ReadFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
+	f, err := Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // opened for reading only
-	st, err := f.Stat()
+	return ReadLimited(f, path, limit)
+}
+
+// Open opens a regular file for reading. It follows no symbolic link in the
+// last element.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
 	if err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("read %s: not a regular file", path)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("read %s: not a regular file", path)
 	}
-	return ReadLimited(f, path, limit)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // ReadLimited reads all of r; more than limit bytes is an error.

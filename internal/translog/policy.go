@@ -4,11 +4,14 @@ package translog
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -311,6 +314,30 @@ func (p *Policy) open(signed []byte, quorum string) (Checkpoint, error) {
 			WithHint("the publisher must get the cosignatures before it publishes: klatch-forge publish")
 	}
 	return c, nil
+}
+
+// CosignedAt is a time that a checkpoint's cosignatures show to be past: the
+// earliest of them, so that no single witness can tell the future. Zero where
+// nobody has cosigned. The checkpoint was opened before.
+func (p *Policy) CosignedAt(signed []byte) time.Time {
+	var first time.Time
+	for _, w := range p.Witnesses {
+		n, err := note.Open(signed, note.VerifierList(w.Key))
+		if err != nil {
+			continue
+		}
+		for _, s := range n.Sigs {
+			b, err := base64.StdEncoding.DecodeString(s.Base64)
+			if err != nil || len(b) < 12 { // four bytes of key id, eight of time (C2SP tlog-cosignature)
+				continue
+			}
+			at := time.Unix(int64(binary.BigEndian.Uint64(b[4:])), 0) //nolint:gosec // a time after the year 292 billion is no earlier one
+			if first.IsZero() || at.Before(first) {
+				first = at
+			}
+		}
+	}
+	return first
 }
 
 // Cosigners are the names of the policy's witnesses whose cosignature a

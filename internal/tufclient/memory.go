@@ -26,7 +26,7 @@ import (
 type memory struct {
 	Format string    `json:"format"`
 	Anchor string    `json:"anchor"` // SHA-256 of Config.Root that the metadata grew from
-	Time   time.Time `json:"time"`   // latest time at which a refresh succeeded
+	Time   time.Time `json:"time"`   // newest signed time that was accepted
 }
 
 const memoryFormat = "klatch-tufclient/1"

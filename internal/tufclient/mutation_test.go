@@ -66,7 +66,7 @@ func TestSignedListsThatAreRefused(t *testing.T) {
 func TestANewAnchorDoesNotTurnTheClockBack(t *testing.T) {
 	r, other := tufsim.New(t, "a", start), tufsim.New(t, "b", start)
 	c := newClient(t, r)
-	r.Publish(start, tufrepo.Target{Path: firstPath, Content: []byte("klatch_1")})
+	r.Publish(start.Add(time.Hour), tufrepo.Target{Path: firstPath, Content: []byte("klatch_1")})
 	c.mustRefresh(start.Add(time.Hour))
 	c.cfg.Root, c.cfg.BaseURL = other.Root, other.Serve()
 	if _, err := c.refresh(start); fault.CodeOf(err) != "clock_back" && err == nil {

@@ -108,6 +108,9 @@ type Snapshot struct {
 	Root, Timestamp, Snapshot, TargetsVersion int64
 	// Expires is when the timestamp does.
 	Expires time.Time
+	// Signed is when it was signed, as the publisher said under the signature;
+	// zero where it did not say.
+	Signed time.Time
 }
 
 // Refresh brings the memory up to date and returns what the repository holds.
@@ -132,9 +135,8 @@ func refresh(ctx context.Context, cfg Config, write func(string, []byte, fs.File
 	if err != nil {
 		return nil, err
 	}
-	if back := mem.Time.Sub(cfg.Now); back > clockSlack {
-		return nil, fault.New(fault.Unavailable, codeClockBack, "clock says %s, %s before a time that was right", cfg.Now.UTC().Format(time.RFC3339), back.Round(time.Second)).
-			WithHint("set the machine's clock; nothing is fetched until it has passed %s", mem.Time.UTC().Format(time.RFC3339))
+	if err := notBefore(cfg.Now, mem.Time, "metadata that was accepted before was signed"); err != nil {
+		return nil, err
 	}
 	staging, err := stage(cfg)
 	if err != nil {
@@ -162,10 +164,25 @@ func refresh(ctx context.Context, cfg Config, write func(string, []byte, fs.File
 		}
 	}
 	f.ctx = ctx // of lists that are asked for later
-	if cfg.Now.After(mem.Time) {
-		mem.Time = cfg.Now.UTC()
+	if err := notBefore(cfg.Now, s.Signed, "the newest metadata was signed"); err != nil {
+		return nil, err
+	}
+	// Only what was signed raises it: a clock that was wrong once must not make
+	// the right time wrong.
+	if s.Signed.After(mem.Time) {
+		mem.Time = s.Signed
 	}
 	return s, writeMemory(cfg, mem, write)
+}
+
+// notBefore refuses a clock that is before a time that was signed. Metadata
+// from the future is refused with it, so nobody can sign one.
+func notBefore(now, floor time.Time, what string) error {
+	if floor.Sub(now) <= clockSlack {
+		return nil
+	}
+	return fault.New(fault.Unavailable, codeClockBack, "the clock says %s; %s at %s", now.UTC().Format(time.RFC3339), what, floor.UTC().Format(time.RFC3339)).
+		WithHint("set the machine's clock; nothing is believed until it has passed %s", floor.UTC().Format(time.RFC3339))
 }
 
 func update(cfg Config, staging string, f *fetcher) (u *updater.Updater, err error) {
@@ -225,8 +242,8 @@ func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, 
 	s := &Snapshot{
 		cfg: cfg, Root: trusted.Root.Signed.Version, Timestamp: trusted.Timestamp.Signed.Version,
 		Snapshot: trusted.Snapshot.Signed.Version, TargetsVersion: top.Signed.Version,
-		Expires: trusted.Timestamp.Signed.Expires,
-		tree:    &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
+		Expires: trusted.Timestamp.Signed.Expires, Signed: signedTime(trusted.Timestamp.Signed.UnrecognizedFields),
+		tree: &tree{cfg: cfg, trusted: trusted, fetch: f, write: write},
 	}
 	var err error
 	if cfg.Operator != nil {
@@ -247,6 +264,16 @@ func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, 
 	}
 	s.sort()
 	return s, nil
+}
+
+// signedTime reads our own member of a signed timestamp (package tufrepo).
+func signedTime(members map[string]any) time.Time {
+	text, _ := members["klatch_signed_at"].(string)
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{} // not said, or not by us
+	}
+	return t.UTC()
 }
 
 func (s *Snapshot) sort() {

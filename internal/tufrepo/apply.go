@@ -281,6 +281,11 @@ func (d disk) snapshot(h have, p proposal, in map[string]list, roots []*rootMeta
 	return m, b, err
 }
 
+// signedAt is a member of our own in the timestamp: when it was signed. TUF
+// says only until when it is good. A client takes it for a time that its clock
+// may not be before (package tufclient).
+const signedAt = "klatch_signed_at"
+
 func (d disk) nextTimestamp(h have, snapshot *snapshotMeta, snapshotBytes []byte, life time.Duration, roots []*rootMeta, keys bag, now time.Time) (*timestampMeta, []byte, error) {
 	if snapshot == h.snapshot && h.timestamp != nil && !halfGone(h.timestamp.Signed.Expires, life, now) &&
 		roots[0].VerifyDelegate(metadata.TIMESTAMP, h.timestamp) == nil {
@@ -289,6 +294,7 @@ func (d disk) nextTimestamp(h have, snapshot *snapshotMeta, snapshotBytes []byte
 	m := metadata.Timestamp(expiry(now, life))
 	m.Signed.Version = max(h.timestampVersion()+1, d.least(metadata.TIMESTAMP))
 	m.Signed.Meta = map[string]*metadata.MetaFiles{"snapshot.json": describe(snapshotBytes, snapshot.Signed.Version)}
+	m.Signed.UnrecognizedFields = map[string]any{signedAt: now.UTC().Format(time.RFC3339)}
 	if err := signOnline(m, metadata.TIMESTAMP, roots, keys); err != nil {
 		return nil, nil, err
 	}

@@ -117,6 +117,8 @@ type State struct {
 	Reason   fault.Code         `json:"reason"` // why, stable
 	Text     string             `json:"text"`   // the reason for a person
 	NextStep string             `json:"next_step"`
+	Class    string             `json:"class,omitempty"` // of a refusal: stay, quarantine or halt
+	Step     string             `json:"step,omitempty"`  // of the order in which the machine checks; docs/explanation/trust-on-the-machine.md
 	Phase    Phase              `json:"phase"`
 	Sequence livepatch.Sequence `json:"sequence"` // loaded and enabled now; 0 for none
 	Highest  livepatch.Sequence `json:"highest"`  // highest ever confirmed on this kernel build
@@ -124,6 +126,31 @@ type State struct {
 	Advice   string             `json:"reboot_advice"`
 	Reasons  []fault.Code       `json:"reboot_reasons"`
 	Notice   *Notice            `json:"notice,omitempty"` // absent: nothing is known, which is not "fine"
+	Seen     *Seen              `json:"seen,omitempty"`   // absent: no metadata was accepted yet
+}
+
+// Seen is the newest signed state that a machine has accepted. Machines that
+// lag behind the others are being kept back; two checkpoints of one log that
+// are of one size and have two roots are two histories.
+type Seen struct {
+	Patches *Versions    `json:"patches,omitempty"`
+	Rollout *Versions    `json:"rollout,omitempty"`
+	Logs    []Checkpoint `json:"logs,omitempty"` // the largest of each log
+}
+
+// Versions are those of a repository's metadata.
+type Versions struct {
+	Root      int64 `json:"root"`
+	Timestamp int64 `json:"timestamp"`
+	Snapshot  int64 `json:"snapshot"`
+	Targets   int64 `json:"targets"`
+}
+
+// Checkpoint is how large a log was, and its root then.
+type Checkpoint struct {
+	Log  string `json:"log"` // origin
+	Size int64  `json:"size"`
+	Root string `json:"root"` // base64
 }
 
 // Notice is the short of what the publisher told of the running kernel build.

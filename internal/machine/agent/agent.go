@@ -13,6 +13,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,10 +22,10 @@ import (
 	"time"
 
 	"klatch/internal/durable"
-	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
@@ -68,6 +69,25 @@ type Snapshot interface {
 	Static(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Recalls names the newest signed recalls; "" where there are none.
 	Recalls() string
+	// Named is a target by the signed list. NotFound means that the list does
+	// not name it.
+	Named(target string) (rollout.Target, error)
+	// Metadata says which state this is; signed is zero where it does not say.
+	Metadata() (v wire.Versions, signed time.Time)
+}
+
+// Rollout is the operator's signed metadata, from wherever it is served.
+type Rollout interface {
+	// Refresh verifies the newest metadata at the time now, as Repository does.
+	Refresh(ctx context.Context, anchor *rollout.Anchor, now time.Time) (RolloutSnapshot, error)
+}
+
+// RolloutSnapshot is one verified state of it.
+type RolloutSnapshot interface {
+	// Read gets a signed file and the role that named it. NotFound means that
+	// no list names it.
+	Read(ctx context.Context, path string, limit int64) (rollout.File, error)
+	Metadata() (v wire.Versions, signed time.Time)
 }
 
 // Loader is the root program; loaderapi.Client is one.
@@ -86,6 +106,7 @@ type Loader interface {
 type Config struct {
 	Dir     string // state, owned by klatchd alone
 	Version string
+	Built   time.Time // of this program: the clock is never before it; zero: not known
 	Policy  Policy
 
 	Machine    facts.Machine
@@ -95,7 +116,14 @@ type Config struct {
 	// Anchor reads the trust anchor anew each time, so that installing one
 	// needs no restart. NotFound with code "no_anchor" means none is there.
 	Anchor func() (*trust.Anchor, error)
-	Log    *slog.Logger
+	// Rollout is the operator's repository, and Operator reads the operator's
+	// anchor anew each time; nil without an error means that none is installed,
+	// and then the server chooses. Tier is this machine's, by its own
+	// configuration.
+	Rollout  Rollout
+	Operator func() (*rollout.Anchor, error)
+	Tier     string
+	Log      *slog.Logger
 }
 
 // edges lists every allowed move. docs/diagrams/agent.dot is generated from
@@ -164,8 +192,11 @@ func (a *Agent) Step(ctx context.Context) (time.Duration, error) {
 // Agent is the journey of one machine. Run is called once; the other exported
 // methods may be called by several goroutines meanwhile.
 type Agent struct {
-	cfg  Config
-	log  *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	order []check
+	close func() error // gives the state up to another klatchd
+
 	asks chan func(context.Context) // run between two steps
 	wake chan struct{}              // reports wait to be sent
 	// reached says that the server has just answered a check.
@@ -174,28 +205,34 @@ type Agent struct {
 	mu   sync.Mutex
 	j    journal
 	seen observation
+	said uint64 // counts what the loader said in passing
 	told told
 
 	next     time.Time // of the next check; zero: never
 	netFails int       // checks in a row that found nobody
 }
 
-// New opens the journal, or begins one.
+// New opens the journal, or begins one. The state is this agent's alone until
+// Run ends; a second one is refused.
 func New(cfg Config) (*Agent, error) {
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, stageDir), 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := durable.Lock(filepath.Join(cfg.Dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
 	for _, d := range []string{cfg.Dir, filepath.Join(cfg.Dir, stageDir)} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, err
-		}
 		if err := durable.RemoveTemp(d); err != nil {
-			return nil, err
+			return nil, errors.Join(err, unlock())
 		}
 	}
 	j, err := openJournal(cfg.Dir)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, unlock())
 	}
 	return &Agent{
-		cfg: cfg, log: cfg.Log, j: j, told: keptNotice(cfg),
+		cfg: cfg, log: cfg.Log, order: order(), close: unlock, j: j, told: keptNotice(cfg),
 		asks: make(chan func(context.Context)),
 		wake: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}, nil
@@ -203,7 +240,8 @@ func New(cfg Config) (*Agent, error) {
 
 // Run goes on until ctx ends. beat is called at least every half minute while
 // the agent is well; it may be nil.
-func (a *Agent) Run(ctx context.Context, beat func()) error {
+func (a *Agent) Run(ctx context.Context, beat func()) (err error) {
+	defer func() { err = errors.Join(err, a.close()) }()
 	sent := make(chan struct{})
 	sending, stopSending := context.WithCancel(ctx)
 	go func() { a.sendReports(sending); close(sent) }()
@@ -291,8 +329,9 @@ func (a *Agent) bootID() string {
 	return a.seen.Facts.BootID
 }
 
-func (a *Agent) running() kernel.Build {
+// lastSeen is the last look at the machine.
+func (a *Agent) lastSeen() observation {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.seen.Facts.Kernel
+	return a.seen
 }

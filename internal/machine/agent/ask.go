@@ -19,20 +19,30 @@ import (
 // Status is everything that can be told about this machine, version 1: the
 // promise of klatch status --json.
 type Status struct {
-	Version  int               `json:"version"`
-	State    wire.State        `json:"state"`
-	Act      bool              `json:"act"` // a person must do the next step
-	At       time.Time         `json:"at"`
-	Since    time.Time         `json:"since,omitzero"` // of the phase
-	Facts    wire.Facts        `json:"facts"`
-	Identity *Identity         `json:"identity"` // null: not enrolled
-	Trust    *Publisher        `json:"trust"`    // null: no usable anchor
-	Check    Check             `json:"check"`    // the last one
-	Next     time.Time         `json:"next_check,omitzero"`
-	Queued   int               `json:"queued_reports"`
-	Reboot   advice.Advice     `json:"reboot"`
-	Notice   *Notice           `json:"notice"` // null: nothing is known of this kernel build
-	Loader   *loaderapi.Status `json:"loader"` // null: never reached
+	Version  int        `json:"version"`
+	State    wire.State `json:"state"`
+	Act      bool       `json:"act"` // a person must do the next step
+	At       time.Time  `json:"at"`
+	Since    time.Time  `json:"since,omitzero"` // of the phase
+	Facts    wire.Facts `json:"facts"`
+	Identity *Identity  `json:"identity"` // null: not enrolled
+	Trust    *Publisher `json:"trust"`    // null: no usable anchor
+	// Rollout is who says what is wanted here; null: no operator is believed, and
+	// the server chooses without tiers.
+	Rollout *Operator `json:"rollout"`
+	Check   Check     `json:"check"` // the last one
+	// Halt says since when and why nothing is loaded; absent: nothing is halted.
+	Halt *Halt `json:"halt,omitempty"`
+	// Quarantine are the livepatches for this kernel build that are not fetched
+	// again, the newest last.
+	Quarantine []Quarantined `json:"quarantine,omitempty"`
+	// Floor is the time that the clock may not be before; absent: none is known.
+	Floor  *Floor            `json:"time_floor,omitempty"`
+	Next   time.Time         `json:"next_check,omitzero"`
+	Queued int               `json:"queued_reports"`
+	Reboot advice.Advice     `json:"reboot"`
+	Notice *Notice           `json:"notice"` // null: nothing is known of this kernel build
+	Loader *loaderapi.Status `json:"loader"` // null: never reached
 	// Blocking are the tasks that kept the last transition of the livepatch
 	// under way from finishing, the worst first; Tracers is who else is attached
 	// to the functions that it replaces.
@@ -59,6 +69,15 @@ func (a *Agent) Status(ctx context.Context) Status {
 		Check: a.j.Check, Next: a.next.UTC(), Queued: len(a.j.Reports), Reboot: in.advice(), Notice: in.longNotice(), Loader: o.Loader, Problems: []string{},
 	}
 	s.Act = NeedsPerson(s.State)
+	s.Halt, s.Rollout = o.Halt, o.Operator
+	for _, q := range a.j.Quarantine {
+		if q.Kernel == o.Facts.Kernel.ID {
+			s.Quarantine = append(s.Quarantine, q)
+		}
+	}
+	if f := floor(a.j, a.cfg.Built); !f.Time.IsZero() {
+		s.Floor = &f
+	}
 	if w := a.j.Work; w != nil {
 		s.Blocking, s.Tracers = w.Blocking, w.Tracers
 	}
@@ -68,7 +87,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 	if o.AnchorErr == nil {
 		s.Trust = &Publisher{o.Publisher, trust.Profile(o.Profile)}
 	}
-	for _, err := range []error{o.FactsErr, o.AnchorErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
+	for _, err := range []error{o.FactsErr, o.AnchorErr, o.RolloutErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
@@ -131,8 +150,8 @@ func (a *Agent) Enroll(ctx context.Context, address string, token wire.Token) (I
 	return id, err
 }
 
-// Retry forgets which livepatches failed or were suspect, and ends the wait
-// of a stalled one.
+// Retry forgets which livepatches failed, were suspect or are in quarantine,
+// and ends the wait of a stalled one. It ends no halt: that is Resume.
 func (a *Agent) Retry(ctx context.Context) error {
 	return a.between(ctx, func(ctx context.Context) error {
 		boot := a.bootID()
@@ -140,6 +159,7 @@ func (a *Agent) Retry(ctx context.Context) error {
 		err := a.update(func(j *journal) {
 			// What was taken out by hand stays out until the reboot.
 			j.Blocked = slices.DeleteFunc(j.Blocked, func(b blocked) bool { return b.Code != codeTakenOut || b.BootID != boot })
+			j.Quarantine = nil
 			if j.Work != nil && (j.Phase == wire.Stalled || j.Phase == wire.Staged) {
 				j.Work.After, j.Work.Busy, j.Work.Stalls = now, 0, 0
 			}

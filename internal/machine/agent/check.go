@@ -4,23 +4,19 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/translog"
-	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
 
@@ -69,15 +65,15 @@ func (a *Agent) unconfirmed() (work, bool) {
 // check is one look for something newer. Its outcome goes to the journal; the
 // error is only for a journal that cannot be written.
 func (a *Agent) check(ctx context.Context) error {
-	o := a.observe(ctx)
-	outcome, err := a.look(ctx, o)
+	t := &trial{Agent: a, o: a.observe(ctx), start: time.Now()}
+	outcome, err := a.look(ctx, t)
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // we were asked to stop; that says nothing about the server
 	}
 	now := time.Now().UTC()
 	a.afterCheck(err, now)
 	if err != nil {
-		return a.checkFailed(ctx, err, now)
+		return a.checkFailed(ctx, t, err, now)
 	}
 	a.serverReached()
 	outcome.At, outcome.GoodAt = now, now
@@ -85,179 +81,82 @@ func (a *Agent) check(ctx context.Context) error {
 	return a.update(func(j *journal) { j.Check = outcome })
 }
 
-func (a *Agent) checkFailed(ctx context.Context, err error, now time.Time) error {
+// checkFailed writes down what was refused, and what that means: the bytes go
+// into quarantine, or the machine halts, in the same write.
+func (a *Agent) checkFailed(ctx context.Context, t *trial, err error, now time.Time) error {
 	before := a.journal().Check
+	step, class := placeOf(err)
+	if class == Quarantine && t.digests.Bundle == "" {
+		class = Stay // the signed list names no bytes that could be remembered
+	}
 	c := Check{
-		At: now, GoodAt: before.GoodAt, Result: resultFailed,
+		At: now, GoodAt: before.GoodAt, Result: resultFailed, Class: class, Step: step,
 		Code: fault.CodeOf(err), Kind: fault.KindOf(err), Text: err.Error(), Hint: fault.HintOf(err),
 	}
 	if c.Code == "" {
 		c.Code = fault.Code(c.Kind)
 	}
-	a.log.LogAttrs(ctx, slog.LevelWarn, "check failed", slog.String("code", string(c.Code)), slog.String("err", c.Text))
+	a.log.LogAttrs(ctx, slog.LevelWarn, "check failed", slog.String("class", string(class)), slog.String("step", string(step)),
+		slog.String("code", string(c.Code)), slog.String("err", c.Text))
 	var notes []note
-	// What was refused is told once, not each hour again.
-	if c.Kind == fault.Untrusted && (before.Code != c.Code || before.Text != c.Text) {
-		notes = append(notes, note{event: wire.EventRefused, code: c.Code, text: c.Text})
+	// What was refused is told once, not each hour again. Of a clock that is
+	// behind the text changes with the time.
+	news := before.Code != c.Code || before.Text != c.Text && step != StepClock
+	if news && (c.Kind == fault.Untrusted || step == StepClock) {
+		notes = append(notes, note{event: wire.EventRefused, sequence: t.offer.Sequence, code: c.Code, text: c.Text})
 	}
 	defer a.nudge()
 	return a.update(func(j *journal) {
 		j.Step++
 		j.Check = c
+		id := t.o.Facts.Kernel.ID
+		if _, known := j.inQuarantine(t.basis, id, t.offer.Target, t.digests); class == Quarantine && !known {
+			j.quarantine(Quarantined{At: now, Kernel: id, Target: t.offer.Target, Sequence: t.offer.Sequence,
+				digests: t.digests, Basis: t.basis, Step: step, Code: c.Code, Text: clip(c.Text)})
+		}
+		if class == Stop && step != StepLog {
+			j.halt(now, step, c.Code, clip(c.Text), t.basis, t.recalls.Version)
+			a.seen.Halt = j.Halt
+		}
 		a.tell(j, now, notes)
 	})
-}
-
-// look asks the server, verifies all that it says, and stages what is new. It
-// changes nothing unless every step agrees.
-func (a *Agent) look(ctx context.Context, o observation) (Check, error) {
-	var none Check
-	if o.FactsErr != nil {
-		return none, o.FactsErr
-	}
-	anchor, policy, err := a.trusted()
-	if err != nil {
-		return none, err
-	}
-	if o.Loader == nil {
-		return none, o.LoaderErr // without its record we could stage what it must refuse
-	}
-	answer, err := a.cfg.Server.Check(ctx, wire.CheckRequest{Facts: o.Facts, Sequence: o.loaded(), State: a.State()})
-	if err != nil {
-		return none, err
-	}
-	snapshot, err := a.cfg.Repository.Refresh(ctx, anchor, time.Now())
-	if err != nil {
-		return none, err
-	}
-	// A bad notice keeps nobody from a good livepatch, and is told all the same.
-	noticeErr := a.takeNotice(ctx, snapshot, o.Facts.Kernel)
-	if h, err := a.halted(policy); err != nil {
-		return none, err
-	} else if h != nil {
-		return none, a.haltError(h)
-	}
-	c, err := a.follow(ctx, o, anchor, policy, snapshot, answer)
-	if err == nil && noticeErr != nil {
-		return none, noticeErr
-	}
-	return c, err
-}
-
-// follow stages what the server offers, if there is no reason against it.
-func (a *Agent) follow(ctx context.Context, o observation, anchor *trust.Anchor, policy *translog.Policy, snapshot Snapshot, answer wire.CheckAnswer) (Check, error) {
-	var none Check
-	recalls, err := a.takeRecalls(ctx, snapshot, anchor, o)
-	if err != nil {
-		return none, err
-	}
-	anchor = without(anchor, recalls)
-	if answer.Offer == nil {
-		return Check{Result: resultCurrent, Code: fault.Code(answer.Reason)}, nil
-	}
-	offer := *answer.Offer
-	if err := recalls.Check(o.Facts.Kernel.ID, offer.Sequence); err != nil {
-		return none, untrusted(err)
-	}
-	j := a.journal()
-	if code, text := o.stopped(j); code != "" {
-		return Check{Result: resultCurrent, Code: code, Text: text}, nil
-	}
-	if b, ok := j.isBlocked(o.Facts.Kernel.ID, offer.Sequence); ok {
-		return Check{Result: resultCurrent, Code: "blocked", Text: b.Text}, nil
-	}
-	if offer.Sequence == o.highest() && o.loaded() == 0 {
-		// Confirmed once and not in the kernel: putting it back is the
-		// loader's own work, at boot.
-		return Check{Result: resultCurrent, Code: "loaded_at_boot_only"}, nil
-	}
-	if j.Work != nil && j.Work.Sequence >= offer.Sequence {
-		return Check{Result: resultCurrent, Code: "staged"}, nil
-	}
-	if err := livepatch.CheckReplace(o.floor(), offer.Sequence); err != nil {
-		return none, untrusted(err)
-	}
-	m, b, raw, err := fetch(ctx, snapshot, anchor, offer, o.Facts.Kernel)
-	if err != nil {
-		return none, err
-	}
-	if err := a.checkLog(ctx, snapshot, policy, offer.Target, raw); err != nil {
-		return none, err
-	}
-	if err := livepatch.CheckReplace(o.floor(), m.Sequence); err != nil {
-		return none, untrusted(err)
-	}
-	return Check{Result: resultOffered, Code: fault.Code(answer.Reason)}, a.stage(offer.Target, m, b)
-}
-
-// untrusted makes a refusal out of a conflict: the server offered what it may
-// never offer.
-func untrusted(err error) error {
-	return fault.New(fault.Untrusted, fault.CodeOf(err), "offer of the server: %w", err).
-		WithHint("tell whoever runs the server: it offered what this machine must refuse")
-}
-
-// fetch gets an offered livepatch and verifies it from the outside in: the
-// signed list of targets, the target's digest, the bundle's form, the manifest
-// signature, the kernel build, its own path, the module's digests.
-func fetch(ctx context.Context, s Snapshot, anchor *trust.Anchor, offer wire.Offer, running kernel.Build) (m livepatch.Manifest, b livepatch.Bundle, raw []byte, err error) {
-	raw, err = s.Fetch(ctx, offer.Target, livepatch.MaxBundle)
-	if fault.KindOf(err) == fault.NotFound {
-		err = untrusted(err)
-	}
-	if err != nil {
-		return m, b, nil, err
-	}
-	if b, err = livepatch.ParseBundle(raw); err != nil {
-		return m, b, nil, err
-	}
-	if m, err = anchor.OpenManifest(b.Manifest); err != nil {
-		return m, b, nil, err
-	}
-	if err := kernel.Fits(m.Kernel, running); err != nil {
-		return m, b, nil, err
-	}
-	if m.TargetPath() != offer.Target || m.Sequence != offer.Sequence {
-		return m, b, nil, fault.New(fault.Untrusted, "wrong_target", "target %.200q with sequence %d holds %q with sequence %d", offer.Target, offer.Sequence, m.TargetPath(), m.Sequence)
-	}
-	return m, b, raw, checkModule(m.Module, b.Module)
-}
-
-func checkModule(want livepatch.Module, module []byte) error {
-	short, long := sha256.Sum256(module), sha512.Sum512(module)
-	if int64(len(module)) != want.Bytes || hex.EncodeToString(short[:]) != want.SHA256 || hex.EncodeToString(long[:]) != want.SHA512 {
-		return fault.New(fault.Untrusted, "module_digest", "module %s: its bytes are not those of the manifest", want.Name)
-	}
-	return nil
 }
 
 const (
 	stageDir    = "staged"
 	manifestExt = ".manifest"
 	moduleExt   = ".ko"
+	proofExt    = translog.ProofSuffix
 )
 
 func (a *Agent) stagePath(s livepatch.Sequence, ext string) string {
 	return filepath.Join(a.cfg.Dir, stageDir, s.ModuleName()+ext)
 }
 
-// stage puts a verified livepatch on disk, then says so in the journal. A
-// crash in between leaves files that the next stage replaces.
-func (a *Agent) stage(target string, m livepatch.Manifest, b livepatch.Bundle) error {
-	if err := durable.WriteFile(a.stagePath(m.Sequence, moduleExt), b.Module, 0o600); err != nil {
-		return err
+// stage puts a verified livepatch on disk with all that is needed to check it
+// once more, then says so in the journal. A crash in between leaves files that
+// the next stage replaces.
+func (a *Agent) stage(t *trial) error {
+	m := t.manifest
+	files := map[string][]byte{moduleExt: t.bundle.Module, manifestExt: t.bundle.Manifest}
+	if t.policy != nil {
+		files[proofExt] = t.proof
 	}
-	if err := durable.WriteFile(a.stagePath(m.Sequence, manifestExt), b.Manifest, 0o600); err != nil {
-		return err
+	for ext, content := range files {
+		if err := durable.WriteFile(a.stagePath(m.Sequence, ext), content, 0o600); err != nil {
+			return err
+		}
 	}
-	w := &work{Target: target, Kernel: m.Kernel, Sequence: m.Sequence, Module: m.Module, Fixes: m.Fixes}
+	w := &work{Target: t.offer.Target, Kernel: m.Kernel, Sequence: m.Sequence, Module: m.Module, Fixes: m.Fixes, Digest: t.digests.Bundle}
 	if a.journal().Phase == wire.Stalled {
 		if err := a.move(wire.Staged, nil); err != nil {
 			return err
 		}
 	}
-	return a.move(wire.Staged, func(j *journal) { j.Work = w },
-		note{event: wire.EventStaged, sequence: m.Sequence, fixes: m.Fixes})
+	return a.move(wire.Staged, func(j *journal) {
+		j.Work = w
+		j.Quarantine = slices.DeleteFunc(j.Quarantine, func(q Quarantined) bool { return q.Target == w.Target })
+	}, note{event: wire.EventStaged, sequence: m.Sequence, fixes: m.Fixes})
 }
 
 // unstage removes the files of all livepatches but one.
@@ -268,7 +167,7 @@ func (a *Agent) unstage(keep livepatch.Sequence) error {
 		return err
 	}
 	for _, e := range entries {
-		if strings.TrimSuffix(strings.TrimSuffix(e.Name(), moduleExt), manifestExt) == keep.ModuleName() {
+		if strings.TrimSuffix(e.Name(), filepath.Ext(e.Name())) == keep.ModuleName() {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {

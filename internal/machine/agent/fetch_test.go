@@ -5,12 +5,15 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/rollout"
 	"klatch/internal/stall"
 	"klatch/internal/testkit/signed"
 	"klatch/internal/trustsign"
@@ -24,6 +27,12 @@ func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
 }
 
 func (oneTarget) Recalls() string { return "" }
+
+func (oneTarget) Metadata() (v wire.Versions, signed time.Time) { return v, signed }
+
+func (o oneTarget) Named(target string) (rollout.Target, error) {
+	return rollout.Target{Path: target, Bytes: int64(len(o)), SHA256: digestOf(o)}, nil
+}
 
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }
 
@@ -64,7 +73,8 @@ func TestEachPartOfABundleIsLookedAt(t *testing.T) {
 				c.offer(&offer)
 			}
 			bundle := livepatch.Bundle{Manifest: text, Module: module}.Encode()
-			_, _, _, err = fetch(t.Context(), oneTarget(bundle), &anchor, offer, running)
+			tr := &trial{snapshot: oneTarget(bundle), anchor: &anchor, offer: offer, o: observation{Facts: wire.Facts{Kernel: running}}}
+			err = errors.Join(tr.download(t.Context()), tr.openBundle(t.Context()), tr.checkKernel(t.Context()), tr.checkModule(t.Context()))
 			if fault.CodeOf(err) != c.code || (err == nil) != (c.code == "") {
 				t.Errorf("got %v, want code %q", err, c.code)
 			}

@@ -42,12 +42,17 @@ type journal struct {
 	BootID string     `json:"boot_id"` // boot in which the phase was entered
 	Work   *work      `json:"work"`    // the livepatch under way; null when idle
 
-	Blocked []blocked     `json:"blocked"` // not tried again
-	Check   Check         `json:"check"`
-	Seen    string        `json:"seen_boot_id"`    // boot that was reported
-	Orderly string        `json:"orderly_boot_id"` // boot in which the daemon was last stopped in order
-	Reports []wire.Report `json:"reports"`         // oldest first
-	History []Entry       `json:"history"`         // oldest first
+	Blocked    []blocked     `json:"blocked"`              // not tried again
+	Quarantine []Quarantined `json:"quarantine,omitempty"` // not fetched again
+	Halt       *Halt         `json:"halt,omitempty"`       // but not that of a log, which is in its memory
+	Floor      *Floor        `json:"time_floor,omitempty"`
+	Accepted   *wire.Seen    `json:"accepted,omitempty"` // newest signed state
+	Peak       []peak        `json:"peak,omitempty"`     // highest sequences that root's record has shown
+	Check      Check         `json:"check"`
+	Seen       string        `json:"seen_boot_id"`    // boot that was reported
+	Orderly    string        `json:"orderly_boot_id"` // boot in which the daemon was last stopped in order
+	Reports    []wire.Report `json:"reports"`         // oldest first
+	History    []Entry       `json:"history"`         // oldest first
 }
 
 // work is one livepatch on its way.
@@ -55,7 +60,8 @@ type work struct {
 	Target   string             `json:"target,omitempty"`
 	Kernel   kernel.Build       `json:"kernel"`
 	Sequence livepatch.Sequence `json:"sequence"`
-	Module   livepatch.Module   `json:"module"` // zero for one that the loader has put in at boot
+	Digest   string             `json:"sha256,omitempty"` // of the bundle
+	Module   livepatch.Module   `json:"module"`           // zero for one that the loader has put in at boot
 	Fixes    []livepatch.Fix    `json:"fixes"`
 	AtBoot   bool               `json:"at_boot,omitempty"`
 	Stalls   int                `json:"stalls,omitempty"`
@@ -81,6 +87,12 @@ type blocked struct {
 	At       time.Time          `json:"at"`
 	Code     fault.Code         `json:"code"`
 	Text     string             `json:"text"`
+	Digest   string             `json:"sha256,omitempty"` // of the bundle; absent: whichever
+}
+
+// same says whether a record is about these bytes, as far as both are known.
+func (b blocked) same(d digests) bool {
+	return b.Digest == "" || d.Bundle == "" || b.Digest == d.Bundle
 }
 
 // Check is the outcome of the last check and of the last good one.
@@ -92,6 +104,8 @@ type Check struct {
 	Kind   fault.Kind `json:"kind,omitempty"`   // of the failure
 	Text   string     `json:"text,omitempty"`
 	Hint   string     `json:"hint,omitempty"`
+	Class  Class      `json:"class,omitempty"` // of a failure: what it means for the machine
+	Step   Step       `json:"step,omitempty"`  // at which it failed
 }
 
 // The results of a check.
@@ -151,6 +165,8 @@ func (a *Agent) update(change func(*journal)) error {
 	defer a.mu.Unlock()
 	next := a.j
 	next.Blocked = slices.Clone(next.Blocked)
+	next.Quarantine = slices.Clone(next.Quarantine)
+	next.Peak = slices.Clone(next.Peak)
 	next.Reports = slices.Clone(next.Reports)
 	next.History = slices.Clone(next.History)
 	if next.Work != nil {

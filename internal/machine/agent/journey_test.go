@@ -19,6 +19,7 @@ import (
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
+	"klatch/internal/rollout"
 	"klatch/internal/stall"
 	"klatch/internal/trust"
 	"klatch/internal/wire"
@@ -33,8 +34,14 @@ type world struct {
 	dir     string
 	policy  agent.Policy
 	anchor  error // why there is no anchor
-	agent   *agent.Agent
-	stop    func()
+	built   time.Time
+	without agent.Step // taken out of the order
+
+	operator    *agenttest.Operator // nil: the server chooses
+	notOperator error               // why the operator's anchor is not believed
+	tier        string
+	agent       *agent.Agent
+	stop        func()
 }
 
 func newWorld(t *testing.T) *world {
@@ -51,14 +58,24 @@ func newWorld(t *testing.T) *world {
 func (w *world) start() {
 	w.Helper()
 	a, err := agent.New(agent.Config{
-		Dir: w.dir, Version: "test", Policy: w.policy,
+		Dir: w.dir, Version: "test", Built: w.built, Policy: w.policy,
 		Machine: facts.Machine{Root: w.machine.Root},
 		Server:  w.server, Repository: w.pub, Loader: w.machine,
-		Anchor: func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
-		Log:    slog.New(slog.DiscardHandler),
+		Anchor:  func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
+		Rollout: w.operator, Tier: w.tier,
+		Operator: func() (*rollout.Anchor, error) {
+			if w.operator == nil {
+				return nil, nil
+			}
+			return w.operator.Anchor, w.notOperator
+		},
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		w.Fatal(err)
+	}
+	if w.without != "" {
+		a.Without(w.without)
 	}
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan error, 1)

@@ -9,14 +9,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
-	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/kernel"
-	"klatch/internal/livepatch"
 	"klatch/internal/machine/facts"
 	"klatch/internal/tracer"
 	"klatch/internal/wire"
@@ -38,9 +34,11 @@ func (a *Agent) staged(ctx context.Context) (time.Duration, error) {
 	if a.inHalt() {
 		return a.untilCheck(now), nil // a person must look first
 	}
-	if err := kernel.Fits(w.Kernel, a.running()); err != nil {
-		return 0, a.move(wire.Idle, nil, note{event: wire.EventRefused, sequence: w.Sequence, code: fault.CodeOf(err), text: err.Error()})
+	files, err := a.recheck(w)
+	if err != nil {
+		return 0, a.drop(ctx, w, err)
 	}
+	files.close()
 	found, text := a.tracers(ctx, w)
 	if ctx.Err() != nil {
 		return 0, nil //nolint:nilerr // the next start looks again
@@ -61,14 +59,16 @@ func (a *Agent) load(ctx context.Context) (time.Duration, error) {
 	if o := a.observe(ctx); o.loaded() == w.Sequence {
 		return 0, a.move(wire.Transitioning, nil)
 	}
-	manifest, module, err := a.openStaged(w)
-	if err != nil {
-		return 0, a.move(wire.Idle, nil, note{event: wire.EventRefused, sequence: w.Sequence, code: "staged_damaged", text: err.Error()})
+	if a.inHalt() {
+		return a.untilCheck(time.Now()), a.move(wire.Staged, nil)
 	}
-	defer manifest.Close() //nolint:errcheck // opened for reading only
-	defer module.Close()   //nolint:errcheck // opened for reading only
+	files, err := a.recheck(w)
+	if err != nil {
+		return 0, a.drop(ctx, w, err)
+	}
+	defer files.close()
 
-	st, err := a.cfg.Loader.Load(ctx, manifest, module)
+	st, err := a.cfg.Loader.Load(ctx, files.manifest, files.module)
 	if ctx.Err() != nil {
 		return 0, nil // the next start looks what became of it
 	}
@@ -98,25 +98,6 @@ func (a *Agent) load(ctx context.Context) (time.Duration, error) {
 func later(err error) bool {
 	_, answered := errors.AsType[*fault.Error](err)
 	return !answered || fault.Retry(err) || slices.Contains([]fault.Code{"transition_running", "kernel_busy"}, fault.CodeOf(err))
-}
-
-// openStaged opens the two files that the loader gets, and notices a damaged
-// one before root has to.
-func (a *Agent) openStaged(w work) (manifest, module *os.File, err error) {
-	b, err := durable.ReadFile(a.stagePath(w.Sequence, moduleExt), livepatch.MaxModule)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := checkModule(w.Module, b); err != nil {
-		return nil, nil, err
-	}
-	if manifest, err = os.Open(a.stagePath(w.Sequence, manifestExt)); err != nil {
-		return nil, nil, err
-	}
-	if module, err = os.Open(a.stagePath(w.Sequence, moduleExt)); err != nil {
-		return nil, nil, errors.Join(err, manifest.Close())
-	}
-	return manifest, module, nil
 }
 
 // watch looks at the transition until every task runs the new code, or until
@@ -237,7 +218,10 @@ func (a *Agent) soak(ctx context.Context) (time.Duration, error) {
 	if verdict == facts.Unclear {
 		n.code, n.text = "soak_unclear", text
 	}
-	return 0, a.move(wire.Confirmed, func(j *journal) { j.Work.Code, j.Work.Text = "", "" }, n)
+	return 0, a.move(wire.Confirmed, func(j *journal) {
+		j.Work.Code, j.Work.Text = "", ""
+		j.raisePeak(w.Kernel.ID, max(j.peakOf(w.Kernel.ID), w.Sequence))
+	}, n)
 }
 
 // gone is for a livepatch that left the kernel without our asking: root took
@@ -268,7 +252,7 @@ func (a *Agent) block(to wire.Phase, event wire.Event, code fault.Code, text str
 	return a.move(to, func(j *journal) {
 		j.Work.Code, j.Work.Text = code, text
 		j.Blocked = tail(append(j.Blocked, blocked{
-			Phase: to, Kernel: w.Kernel.ID, Sequence: w.Sequence, BootID: boot, At: now, Code: code, Text: text,
+			Phase: to, Kernel: w.Kernel.ID, Sequence: w.Sequence, BootID: boot, At: now, Code: code, Text: text, Digest: w.Digest,
 		}), maxBlocked)
 	}, note{event: event, sequence: w.Sequence, code: code, text: text, fixes: w.Fixes})
 }

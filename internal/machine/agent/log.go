@@ -28,21 +28,11 @@ type logMemory struct {
 	Halt   *Halt             `json:"halt"`
 }
 
-// Halt says that nothing is loaded until a person has looked: the log key has
-// signed two histories.
-type Halt struct {
-	At    time.Time `json:"at"`
-	Log   string    `json:"log"` // verifier key
-	Text  string    `json:"text"`
-	Seen  string    `json:"seen"`  // checkpoint, a signed note
-	Shown string    `json:"shown"` // the one that contradicts it
-}
-
 const (
 	logMemoryFormat = "klatch-log-memory/1"
 	logMemoryFile   = "log.json"
 	maxLogMemory    = 4 << 20
-	haltHint        = "keep a copy of %s and tell the publisher by another way; when it is clear what happened, remove the file: docs/howto/log-halted.md"
+	logHaltHint     = "keep a copy of %s and tell the publisher by another way; when it is clear what happened, as root: klatch resume (docs/howto/log-halted.md)"
 )
 
 func (a *Agent) logMemoryPath() string { return filepath.Join(a.cfg.Dir, logMemoryFile) }
@@ -86,9 +76,8 @@ func (a *Agent) trusted() (*trust.Anchor, *translog.Policy, error) {
 	return anchor, policy, err
 }
 
-// halted is the halt that counts: of a log that the owner of this machine
-// still believes.
-func (a *Agent) halted(policy *translog.Policy) (*Halt, error) {
+// logHalted is the halt of a log that the owner of this machine still believes.
+func (a *Agent) logHalted(policy *translog.Policy) (*Halt, error) {
 	if policy == nil {
 		return nil, nil
 	}
@@ -104,83 +93,75 @@ func (a *Agent) halted(policy *translog.Policy) (*Halt, error) {
 	return nil, nil
 }
 
-// inHalt says that nothing may be loaded now, not even what was staged
-// before: there is a halt, or nobody can know.
-func (a *Agent) inHalt() bool {
-	_, policy, err := a.trusted()
-	if err != nil {
-		return true // nobody can know
-	}
-	h, err := a.halted(policy)
-	return h != nil || err != nil
-}
-
-func (a *Agent) haltError(h *Halt) error {
-	return fault.New(fault.Untrusted, translog.CodeInconsistent, "halted since %s: %s", h.At.UTC().Format(time.RFC3339), h.Text).
-		WithHint(haltHint, a.logMemoryPath())
-}
-
 // checkLog says whether a bundle is in the publisher's log, and whether that
 // log still is the one that this machine has seen before. What was seen is on
 // disk before anything is made of it.
-func (a *Agent) checkLog(ctx context.Context, s Snapshot, policy *translog.Policy, target string, bundle []byte) error {
-	if policy == nil {
+func (t *trial) checkLog(ctx context.Context) error {
+	if t.policy == nil {
 		return nil
 	}
-	m, err := a.readLogMemory()
+	m, err := t.readLogMemory()
 	if err != nil {
 		return err
 	}
-	proof, err := s.Fetch(ctx, translog.ProofPath(target), translog.MaxProof)
+	t.proof, err = t.snapshot.Fetch(ctx, translog.ProofPath(t.offer.Target), translog.MaxProof)
 	if fault.KindOf(err) == fault.NotFound {
-		return fault.New(fault.Untrusted, translog.CodeNoProof, "nothing shows that %.200q was logged", target).
+		return fault.New(fault.Untrusted, translog.CodeNoProof, "nothing shows that %.200q was logged", t.offer.Target).
 			WithHint("tell the publisher: this machine's trust anchor asks for a log proof beside every livepatch")
 	}
 	if err != nil {
-		return err
+		return stays(err)
 	}
-	shown, err := policy.Verify(proof, translog.EntryOf(target, bundle))
+	shown, err := t.policy.Verify(t.proof, translog.EntryOf(t.offer.Target, t.raw))
 	if err != nil {
 		return err
 	}
+	if err := t.raiseFloor(t.start, t.policy.CosignedAt(shown.Signed), "cosignature"); err != nil {
+		return at(StepClock, err)
+	}
 	log := shown.Log.String()
-	seen, err := policy.OpenUnwitnessed([]byte(m.Seen[log]))
+	seen, err := t.policy.OpenUnwitnessed([]byte(m.Seen[log]))
 	if m.Seen[log] != "" && err != nil {
-		return fault.New(fault.Internal, "state_malformed", "read %s: %w", a.logMemoryPath(), err).
+		return fault.New(fault.Internal, "state_malformed", "read %s: %w", t.logMemoryPath(), err).
 			WithHint("keep a copy and remove the file: the next checkpoint of the log is then believed as the first one was")
 	}
 	if m.Seen[log] != "" {
-		if err := a.compareLog(ctx, s, policy, m, seen, shown); err != nil {
-			return err
+		if err := t.compareLog(ctx, m, seen, shown); err != nil {
+			return stays(err)
 		}
 	}
 	if m.Seen[log] != "" && shown.Size <= seen.Size {
 		return nil
 	}
 	m.Seen[log] = string(shown.Signed)
-	return a.writeLogMemory(m)
+	if err := t.writeLogMemory(m); err != nil {
+		return err
+	}
+	return t.sawCheckpoint(shown)
 }
 
 // compareLog compares two checkpoints of one log. Where their sizes differ the
 // log's own newest one, and its tiles, show whether they are of one history.
-func (a *Agent) compareLog(ctx context.Context, s Snapshot, policy *translog.Policy, m logMemory, seen, shown translog.Checkpoint) error {
+// These files come from whoever serves them, so what is wrong with them says
+// nothing against the livepatch.
+func (t *trial) compareLog(ctx context.Context, m logMemory, seen, shown translog.Checkpoint) error {
 	head := shown
 	read := func(ctx context.Context, name string, limit int64) ([]byte, error) {
-		return s.Static(ctx, path.Join(translog.Folder(shown.Log), name), limit)
+		return t.snapshot.Static(ctx, path.Join(translog.Folder(shown.Log), name), limit)
 	}
 	if shown.Size != seen.Size {
 		signed, err := read(ctx, translog.CheckpointFile, translog.MaxCheckpoint)
 		if err != nil {
 			return noLogFiles(err)
 		}
-		if head, err = policy.OpenUnwitnessed(signed); err != nil {
+		if head, err = t.policy.OpenUnwitnessed(signed); err != nil {
 			return err
 		}
 	}
 	for _, old := range []translog.Checkpoint{seen, shown} {
 		err := translog.Extends(ctx, read, head, old)
 		if fault.CodeOf(err) == translog.CodeInconsistent {
-			return a.halt(m, head, old, err)
+			return t.logHalt(m, head, old, err)
 		}
 		if err != nil {
 			return noLogFiles(err)
@@ -199,9 +180,9 @@ func noLogFiles(err error) error {
 		WithHint("the server must also hand out the folder log/ of the publisher's repository; it is tried again later")
 }
 
-// halt writes down both checkpoints before it says anything.
-func (a *Agent) halt(m logMemory, head, old translog.Checkpoint, cause error) error {
-	m.Halt = &Halt{At: time.Now().UTC(), Log: head.Log.String(), Text: cause.Error(), Seen: string(old.Signed), Shown: string(head.Signed)}
+// logHalt writes down both checkpoints before it says anything.
+func (a *Agent) logHalt(m logMemory, head, old translog.Checkpoint, cause error) error {
+	m.Halt = &Halt{At: time.Now().UTC(), Step: StepLog, Code: translog.CodeInconsistent, Log: head.Log.String(), Text: cause.Error(), Seen: string(old.Signed), Shown: string(head.Signed)}
 	if err := a.writeLogMemory(m); err != nil {
 		return errors.Join(cause, err)
 	}

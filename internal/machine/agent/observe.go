@@ -31,6 +31,8 @@ type observation struct {
 	Loader     *loaderapi.Status
 	LoaderErr  error
 	AnchorErr  error
+	Operator   *Operator // nil: the server chooses
+	RolloutErr error     // why the operator's anchor is not believed
 	Halt       *Halt
 	Publisher  string
 	Profile    string
@@ -43,15 +45,22 @@ const loaderPatience = 20 * time.Second
 // observe looks at everything anew.
 func (a *Agent) observe(ctx context.Context) observation {
 	var o observation
+	a.mu.Lock()
+	said := a.said
+	a.mu.Unlock()
 	o.Facts, o.FactsErr = a.cfg.Machine.Facts(a.cfg.Version)
 	o.Kernels, o.KernelsErr = a.cfg.Machine.Kernels()
 	o.In, o.InErr = a.cfg.Machine.Livepatches()
 	if anchor, policy, err := a.trusted(); err != nil {
-		o.AnchorErr = err
+		o.AnchorErr, o.Halt = err, a.journal().Halt
 	} else {
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
 		// A memory that cannot be read fails the check, which says why.
 		o.Halt, _ = a.halted(policy)
+	}
+	op, err := a.operatorAnchor()
+	if o.RolloutErr = err; op != nil {
+		o.Operator = &Operator{op.Operator, op.Profile, a.cfg.Tier}
 	}
 	asking, cancel := context.WithTimeout(ctx, loaderPatience)
 	defer cancel()
@@ -60,7 +69,10 @@ func (a *Agent) observe(ctx context.Context) observation {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	o.Loader, o.LoaderErr = a.seen.Loader, err
-	if err == nil {
+	switch {
+	case said != a.said: // meanwhile it did something, and what it said then is newer
+		o.LoaderErr, o.In, o.InErr = a.seen.LoaderErr, a.seen.In, a.seen.InErr
+	case err == nil:
 		o.Loader = &st
 	}
 	a.seen = o
@@ -72,6 +84,7 @@ func (a *Agent) saw(st loaderapi.Status) {
 	in, err := a.cfg.Machine.Livepatches()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.said++
 	a.seen.Loader, a.seen.LoaderErr = &st, nil
 	a.seen.In, a.seen.InErr = in, err
 }

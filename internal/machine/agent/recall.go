@@ -15,36 +15,62 @@ import (
 	"klatch/internal/trust"
 )
 
-// takeRecalls brings the publisher's newest recalls here, and to root where it
-// has older ones: root asks them at each load and at boot.
-func (a *Agent) takeRecalls(ctx context.Context, s Snapshot, anchor *trust.Anchor, o observation) (livepatch.Recalls, error) {
+const codeRecallsBack fault.Code = "recalls_rollback"
+
+func (a *Agent) recallsPath() string { return filepath.Join(a.cfg.Dir, "recalls.note") }
+
+// keptRecalls are the newest that were accepted here, as far as this anchor
+// believes them: of another publisher, or damaged, they are as good as none.
+func (a *Agent) keptRecalls(anchor *trust.Anchor) livepatch.Recalls {
 	var r livepatch.Recalls
-	path := s.Recalls()
-	version := livepatch.RecallsVersion(path)
-	if version == 0 {
-		return r, nil
-	}
-	kept := filepath.Join(a.cfg.Dir, "recalls.note")
-	signed, err := durable.ReadFile(kept, livepatch.MaxRecalls)
+	signed, err := durable.ReadFile(a.recallsPath(), livepatch.MaxRecalls)
 	if err == nil {
 		r, err = anchor.OpenRecalls(signed)
 	}
-	if err != nil || r.Version != version {
-		if signed, err = s.Fetch(ctx, path, livepatch.MaxRecalls); err != nil {
+	if err != nil {
+		return livepatch.Recalls{}
+	}
+	return r
+}
+
+// takeRecalls brings the publisher's newest recalls here, and to root where it
+// has older ones: root asks them at each load and at boot. They only grow. Fewer
+// than before can only be the work of those who hold the publisher's keys.
+func (a *Agent) takeRecalls(ctx context.Context, s Snapshot, anchor *trust.Anchor, o observation) (livepatch.Recalls, error) {
+	r := a.keptRecalls(anchor)
+	path := s.Recalls()
+	version := livepatch.RecallsVersion(path)
+	switch {
+	case version < r.Version:
+		return r, fault.New(fault.Untrusted, codeRecallsBack, "the signed list names recalls %d; recalls %d were accepted before", version, r.Version).
+			WithHint("ask the publisher, by another way than the server, why recalls were taken back; then as root: klatch resume")
+	case version < o.Loader.Recalls:
+		return r, stays(fault.New(fault.Untrusted, codeRecallsBack, "the signed list names recalls %d; root has recalls %d", version, o.Loader.Recalls))
+	case version == 0:
+		return r, nil
+	case version > r.Version:
+		signed, err := s.Fetch(ctx, path, livepatch.MaxRecalls)
+		if err != nil {
 			return r, err
 		}
-		if r, err = anchor.OpenRecalls(signed); err != nil {
+		next, err := anchor.OpenRecalls(signed)
+		if err != nil {
 			return r, err
 		}
-		if r.Version != version {
-			return r, fault.New(fault.Untrusted, "wrong_target", "target %s holds recalls %d", path, r.Version)
+		if next.Version != version {
+			return r, fault.New(fault.Untrusted, "wrong_target", "target %s holds recalls %d", path, next.Version)
 		}
-		if err := durable.WriteFile(kept, signed, 0o600); err != nil {
+		if !next.Holds(r) {
+			return r, fault.New(fault.Untrusted, codeRecallsBack, "recalls %d lack some of recalls %d", next.Version, r.Version).
+				WithHint("ask the publisher, by another way than the server, why recalls were taken back; then as root: klatch resume")
+		}
+		if err := durable.WriteFile(a.recallsPath(), signed, 0o600); err != nil {
 			return r, err
 		}
+		r = next
 	}
 	if o.Loader.Recalls < version {
-		f, err := os.Open(kept)
+		f, err := os.Open(a.recallsPath())
 		if err != nil {
 			return r, err
 		}

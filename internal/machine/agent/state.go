@@ -12,7 +12,6 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/advice"
 	"klatch/internal/notice"
-	"klatch/internal/translog"
 	"klatch/internal/wire"
 )
 
@@ -45,7 +44,7 @@ type Meaning struct {
 // docs/reference/states.md is made of it.
 var States = []Meaning{
 	{"kernel_unknown", true, "The running kernel could not be identified. Nothing is loaded.", "find out why: klatch status"},
-	{"halted", true, "The publisher's transparency log has two histories: somebody has the log's key, or a backup was restored. Nothing is loaded; what is loaded stays.", "keep a copy of /var/lib/klatch/log.json and tell the publisher: docs/howto/log-halted.md"},
+	{"halted", true, "Something that only who holds keys, or a disk from a backup, can have done: a log with two histories, recalls that were taken back, a record of root that went back. Nothing more is loaded; what is loaded stays.", "find out what happened, then as root: klatch resume"},
 	{"no_anchor", true, "There is no usable trust anchor: the machine believes no publisher.", "install your publisher's anchor: klatch trust install FILE"},
 	{"not_enrolled", true, "The machine has no credential for a server.", "enroll it: klatch enroll --server URL"},
 	{"staged", false, "A verified livepatch is on disk and waits to be loaded.", "none; it is loaded by itself"},
@@ -65,6 +64,8 @@ var States = []Meaning{
 	{"idle_current", false, "There is nothing to load.", "none"},
 }
 
+const logHaltNext = "keep a copy of /var/lib/klatch/log.json and tell the publisher: docs/howto/log-halted.md"
+
 // NeedsPerson says whether a person must act: klatch status --check exits 4.
 func NeedsPerson(s wire.State) bool {
 	i := slices.IndexFunc(States, func(m Meaning) bool { return m.Word == s.State })
@@ -82,7 +83,7 @@ func describe(in inputs) wire.State {
 	adv := in.advice()
 	s := wire.State{
 		Phase: j.Phase, Sequence: o.loaded(), Highest: o.highest(), Fixes: liveFixes(in),
-		Advice: string(adv.Level), Reasons: adv.Codes(), Notice: in.shortNotice(),
+		Advice: string(adv.Level), Reasons: adv.Codes(), Notice: in.shortNotice(), Seen: j.Accepted,
 	}
 	var word, next, text string
 	var reason fault.Code
@@ -96,7 +97,11 @@ func describe(in inputs) wire.State {
 		say("kernel_unknown", codeOr(o.FactsErr, "build_unknown"), "%s", o.FactsErr)
 		next = fault.HintOf(o.FactsErr)
 	case o.Halt != nil:
-		say("halted", translog.CodeInconsistent, "%s", o.Halt.Text)
+		say("halted", o.Halt.code(), "%s", o.Halt.Text)
+		if o.Halt.step() == StepLog {
+			next = logHaltNext
+		}
+		s.Class, s.Step = string(Stop), string(o.Halt.step())
 	case j.Work != nil && underWay[j.Phase] != "":
 		word, reason, text = in.underWay(*j.Work)
 		if b := j.Work.Blocking; word == "stalled" && len(b) > 0 {
@@ -109,14 +114,17 @@ func describe(in inputs) wire.State {
 		say("not_enrolled", "not_enrolled", "this machine has no credential for a server")
 	case isBad && bad.Phase == wire.Suspect:
 		say("suspect", bad.Code, "livepatch %d: %s", bad.Sequence, bad.Text)
+		s.Class, s.Step = string(Quarantine), string(StepSoak)
 	case back != "":
 		say(back, backCode, "%s", backText)
 		next = backNext[backCode]
 	case isBad:
 		say("failed", bad.Code, "livepatch %d: %s", bad.Sequence, bad.Text)
+		s.Class, s.Step = string(Quarantine), string(StepLoader)
 	case in.blind():
 		say("check_failed", j.Check.Code, "%s; %s", j.Check.Text, age(j.Check.GoodAt, in.now))
 		next = j.Check.Hint
+		s.Class, s.Step = string(j.Check.Class), string(j.Check.Step)
 	case o.LoaderErr != nil && o.Loader == nil:
 		say("check_failed", codeOr(o.LoaderErr, "loader_unreachable"), "%s", o.LoaderErr)
 		next = fault.HintOf(o.LoaderErr)
@@ -206,7 +214,7 @@ func (in inputs) blind() bool {
 	if c.Result != resultFailed {
 		return false
 	}
-	return c.Kind != fault.Unavailable || c.GoodAt.IsZero() || in.now.Sub(c.GoodAt) > in.policy.stale()
+	return c.Kind != fault.Unavailable || c.Step == StepClock || c.GoodAt.IsZero() || in.now.Sub(c.GoodAt) > in.policy.stale()
 }
 
 func age(good, now time.Time) string {

@@ -56,6 +56,11 @@ func (c *Client) Retry(ctx context.Context) (r Checked, err error) {
 	return r, c.ask(ctx, http.MethodPost, "/v1/retry", nil, &r)
 }
 
+// Resume ends a halt.
+func (c *Client) Resume(ctx context.Context) (r Checked, err error) {
+	return r, c.ask(ctx, http.MethodPost, "/v1/resume", nil, &r)
+}
+
 // Enroll exchanges a token for the machine's credential, which klatchd keeps.
 func (c *Client) Enroll(ctx context.Context, q EnrollRequest) (id agent.Identity, err error) {
 	return id, c.ask(ctx, http.MethodPost, "/v1/enroll", q, &id)

@@ -38,6 +38,7 @@ type Daemon interface {
 	CheckNow(ctx context.Context) error
 	Enroll(ctx context.Context, address string, token wire.Token) (agent.Identity, error)
 	Retry(ctx context.Context) error
+	Resume(ctx context.Context) error
 }
 
 // Level is who may use a route.
@@ -80,6 +81,11 @@ var routes = []route{
 		err := d.Retry(r.Context())
 		return Checked{Version: 1, Before: before, After: d.Status(r.Context())}, err
 	}},
+	{http.MethodPost, "/v1/resume", Root, func(d Daemon, r *http.Request) (any, error) {
+		before := d.Status(r.Context())
+		err := d.Resume(r.Context())
+		return Checked{Version: 1, Before: before, After: d.Status(r.Context())}, err
+	}},
 }
 
 // History is the answer of /v1/history, newest first.
@@ -88,7 +94,7 @@ type History struct {
 	Entries []agent.Entry `json:"entries"`
 }
 
-// Checked is the answer of /v1/check and /v1/retry.
+// Checked is the answer of /v1/check, /v1/retry and /v1/resume.
 type Checked struct {
 	Version int          `json:"version"`
 	Before  agent.Status `json:"before"`

@@ -38,7 +38,8 @@ func (d *daemon) CheckNow(context.Context) error {
 	d.changes++
 	return d.err
 }
-func (d *daemon) Retry(context.Context) error { d.changes++; return d.err }
+func (d *daemon) Retry(context.Context) error  { d.changes++; return d.err }
+func (d *daemon) Resume(context.Context) error { d.changes++; return d.err }
 func (d *daemon) Enroll(_ context.Context, _ string, t wire.Token) (agent.Identity, error) {
 	d.changes++
 	d.token = t

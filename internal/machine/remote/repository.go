@@ -8,8 +8,10 @@ import (
 
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 	"klatch/internal/tufclient"
+	"klatch/internal/wire"
 )
 
 // Repository reads the signed metadata from the enrollment's server. Dir is
@@ -46,6 +48,19 @@ func (s snapshot) Recalls() string {
 	return newest
 }
 
+// Named is a target by the signed list.
+func (s snapshot) Named(target string) (rollout.Target, error) {
+	t, err := s.Target(target)
+	return rollout.Target{Path: t.Path, Bytes: t.Bytes, SHA256: t.SHA256}, err
+}
+
+// Metadata says which state this is.
+func (s snapshot) Metadata() (wire.Versions, time.Time) { return versions(s.Snapshot) }
+
+func versions(s *tufclient.Snapshot) (wire.Versions, time.Time) {
+	return wire.Versions{Root: s.Root, Timestamp: s.Timestamp, Snapshot: s.Snapshot, Targets: s.TargetsVersion}, s.Signed
+}
+
 // Fetch gets the bytes of a signed target.
 func (s snapshot) Fetch(ctx context.Context, target string, limit int64) ([]byte, error) {
 	t, err := s.Target(target)
@@ -53,4 +68,42 @@ func (s snapshot) Fetch(ctx context.Context, target string, limit int64) ([]byte
 		return nil, err
 	}
 	return s.Download(ctx, t, limit)
+}
+
+// Rollout reads the operator's signed metadata from the enrollment's server. Dir
+// is its memory, apart from the publisher's.
+type Rollout struct {
+	Client *Client
+	Dir    string
+}
+
+// Refresh verifies the newest metadata.
+func (r Rollout) Refresh(ctx context.Context, anchor *rollout.Anchor, now time.Time) (agent.RolloutSnapshot, error) {
+	base, client, err := r.Client.connection()
+	if err != nil {
+		return nil, err
+	}
+	s, err := tufclient.Refresh(ctx, tufclient.Config{
+		Root: anchor.Root, Dir: r.Dir, BaseURL: base + "/rollout", Client: client, Now: now, Lazy: true,
+		Operator: &tufclient.Operator{Approvers: anchor.Profile.Approvers()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return rolloutSnapshot{s}, nil
+}
+
+type rolloutSnapshot struct{ s *tufclient.Snapshot }
+
+// Metadata says which state this is.
+func (s rolloutSnapshot) Metadata() (wire.Versions, time.Time) { return versions(s.s) }
+
+// Read gets a signed file and the role that named it.
+func (s rolloutSnapshot) Read(ctx context.Context, path string, limit int64) (rollout.File, error) {
+	t, err := s.s.Target(path)
+	if err != nil {
+		return rollout.File{}, err
+	}
+	b, err := s.s.Download(ctx, t, limit)
+	return rollout.File{Role: t.Role, Content: b}, err
 }

@@ -38,6 +38,7 @@ type Fleet struct {
 	Token wire.Token
 
 	t               testing.TB
+	mux             *http.ServeMux
 	ca              *pki.CA
 	secret          pki.Secret
 	bytes, renewals atomic.Int64
@@ -71,6 +72,7 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
+	f.mux = mux
 	mux.HandleFunc("POST /v1/enroll", serve(f, false, func(_ string, q wire.EnrollRequest) (any, error) { return f.enroll(q) }))
 	mux.HandleFunc("POST /v1/renew", serve(f, true, func(id string, q wire.RenewRequest) (any, error) { return f.renew(id, q.CSR) }))
 	mux.HandleFunc("POST /v1/check", serve(f, true, func(_ string, q wire.CheckRequest) (any, error) { return f.Check(t.Context(), q) }))
@@ -84,6 +86,9 @@ func NewFleet(t testing.TB, seed string) *Fleet {
 	f.URL = "https://" + s.Listener.Addr().String()
 	return f
 }
+
+// Also serves something more, before anybody asks for it.
+func (f *Fleet) Also(pattern string, h http.Handler) { f.mux.Handle(pattern, h) }
 
 // serve is one route; member says that only enrolled machines may use it.
 func serve[T any](f *Fleet, member bool, do func(id string, q T) (any, error)) http.HandlerFunc {

@@ -23,8 +23,10 @@ import (
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
 	"klatch/internal/notice"
+	"klatch/internal/rollout"
 	"klatch/internal/trust"
 	"klatch/internal/trustsign"
+	"klatch/internal/wire"
 )
 
 // Publisher makes livepatches and holds them in a repository in memory. It is
@@ -39,6 +41,9 @@ type Publisher struct {
 	static  map[string][]byte // files that no metadata names
 	// Fail is the answer to the next refreshes.
 	Fail error
+	// SignedAt is when the metadata says that it was signed.
+	SignedAt time.Time
+	fetched  map[string]int
 	// Lost is a target that is signed and that the mirror does not have.
 	Lost string
 }
@@ -62,7 +67,7 @@ func NewPublisher(t testing.TB) *Publisher {
 		Manifest:   trust.KeySet{Threshold: 1, Keys: []string{public}},
 		ModuleKeys: []trust.ModuleKey{{Name: "lab", Issuer: []byte{0x30, 0}, Serial: []byte{2, 1, 1}, Modulus: modulus.Bytes(), Exponent: 65537}},
 	}
-	return &Publisher{Anchor: &a, signer: signer, t: t, targets: map[string][]byte{}, static: map[string][]byte{}}
+	return &Publisher{Anchor: &a, signer: signer, t: t, targets: map[string][]byte{}, static: map[string][]byte{}, fetched: map[string]int{}}
 }
 
 // Livepatch builds one: its manifest and its bundle.
@@ -139,6 +144,13 @@ func (p *Publisher) Static(_ context.Context, name string, _ int64) ([]byte, err
 	return b, nil
 }
 
+// Fetches counts how often a target was fetched.
+func (p *Publisher) Fetches(target string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fetched[target]
+}
+
 // Set changes how the repository behaves.
 func (p *Publisher) Set(f func(*Publisher)) {
 	p.mu.Lock()
@@ -179,6 +191,25 @@ func (p *Publisher) Recall(r livepatch.Recalls) {
 	p.Put(livepatch.RecallsPath(r.Version), signed)
 }
 
+// Named is a target by the signed list.
+func (p *Publisher) Named(target string) (rollout.Target, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.targets[target]
+	if !ok {
+		return rollout.Target{}, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
+	}
+	sum := sha256.Sum256(b)
+	return rollout.Target{Path: target, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])}, nil
+}
+
+// Metadata says which state this is.
+func (p *Publisher) Metadata() (v wire.Versions, signed time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return wire.Versions{Root: 1, Timestamp: 1, Snapshot: 1, Targets: int64(len(p.targets))}, p.SignedAt
+}
+
 // Fetch gets a target.
 func (p *Publisher) Fetch(_ context.Context, target string, _ int64) ([]byte, error) {
 	p.mu.Lock()
@@ -186,6 +217,7 @@ func (p *Publisher) Fetch(_ context.Context, target string, _ int64) ([]byte, er
 	if target == p.Lost {
 		return nil, fault.New(fault.Unavailable, "target_missing", "target %q is signed, but the server does not have it", target)
 	}
+	p.fetched[target]++
 	b, ok := p.targets[target]
 	if !ok {
 		return nil, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
