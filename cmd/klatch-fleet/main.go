@@ -52,6 +52,7 @@ func newRoot() *cobra.Command {
 	f.StringVar(&o.ca, "ca", "", "CA certificate of an https admin address (ca.crt of the server's data folder)")
 	token := &cobra.Command{Use: "token", Short: "enrollment tokens", Args: cobra.NoArgs}
 	token.AddCommand(tokenCommand(&o))
+	root.AddCommand(tierCommand(&o), promoteCommand(&o), holdCommand(&o), releaseCommand(&o), draftCommand(&o), keysCommand(&o), auditCommand(&o))
 	root.AddCommand(machinesCommand(&o), livepatchesCommand(&o), reportsCommand(&o), stallsCommand(&o), token, &cobra.Command{
 		Use: "version", Short: "print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -100,8 +100,12 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 		log.LogAttrs(ctx, slog.LevelError, "repository cannot be read", obs.Err(err))
 	}
 
+	operator, err := openRollout(ctx, dir, copied, log)
+	if err != nil {
+		return err
+	}
 	a := &api.API{
-		CA: d.ca, Store: db, Repo: copied, AdminDigest: d.AdminDigest, Now: time.Now, Log: log,
+		Rollout: operator, CA: d.ca, Store: db, Repo: copied, AdminDigest: d.AdminDigest, Now: time.Now, Log: log,
 		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Now: time.Now},
 		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log,
 			Published: func() []fleet.Published { return copied.Catalog().Published() }},
@@ -140,6 +144,9 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	loop, stopLoop := context.WithCancel(ctx)
 	defer stopLoop()
 	go follow(loop, copied, o, log)
+	if operator != nil {
+		go followRollout(loop, operator, copied, log)
+	}
 
 	log.Info("serving", slog.String("fleet", fleetListener.Addr().String()), slog.String("admin", adminListener.Addr().String()),
 		slog.String("publisher", d.anchor.Publisher), slog.Int("livepatches", len(copied.Catalog().Entries)), slog.String("version", version))

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"klatch/internal/durable"
+	"klatch/internal/fault"
 )
 
 // The two roles of an operator's repository. The top list delegates to both
@@ -176,4 +180,59 @@ func (d *Draft) Roles() []string {
 		out = append(out, p.Role)
 	}
 	return out
+}
+
+// Grew says whether the root that a draft is made on follows from an older
+// root that a holder of a key believes, link by link. Roots are those in
+// between and the draft's own, in order; one that the holder has is passed
+// over. Without this, who made up the draft may have made up "in force" too.
+func (d *Draft) Grew(anchor []byte, roots []json.RawMessage) error {
+	no := func(format string, args ...any) error {
+		return fault.New(fault.Untrusted, "draft_of_another", "draft: "+format, args...).
+			WithHint("is this the anchor of the operator whose draft you were given?")
+	}
+	trusted, err := metadata.Root().FromBytes(anchor)
+	if err != nil {
+		return no("anchor's root: %w", err)
+	}
+	if len(roots) > maxRoots {
+		return no("%d roots, limit %d", len(roots), maxRoots)
+	}
+	last := json.RawMessage(anchor)
+	for _, raw := range roots {
+		next, err := metadata.Root().FromBytes(raw)
+		if err != nil || hasNil(next.Signed.Keys) || hasNil(next.Signed.Roles) {
+			return no("a root that cannot be read: %w", err)
+		}
+		if next.Signed.Version <= trusted.Signed.Version {
+			continue
+		}
+		if next.Signed.Version != trusted.Signed.Version+1 || trusted.VerifyDelegate(metadata.ROOT, next) != nil || next.VerifyDelegate(metadata.ROOT, next) != nil {
+			return no("root %d does not follow from root %d", next.Signed.Version, trusted.Signed.Version)
+		}
+		trusted, last = next, raw
+	}
+	if !sameSigned(last, d.Root) {
+		return no("it is not made on root %d, which follows from the anchor", trusted.Signed.Version)
+	}
+	return nil
+}
+
+// maxRoots limits the roots of a draft: more than a century of yearly ones.
+const maxRoots = 256
+
+// Roots reads every root of the folder, in order.
+func Roots(dir string) ([]json.RawMessage, error) {
+	d := newDisk(dir, nil)
+	versions, err := d.versions(metadata.ROOT)
+	slices.Sort(versions)
+	var out []json.RawMessage
+	for _, v := range versions {
+		var b []byte
+		if b, err = durable.ReadFile(d.metadata(fmt.Sprintf("%d.root.json", v)), maxMetadata); err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, err
 }

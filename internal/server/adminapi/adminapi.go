@@ -8,6 +8,13 @@
 //	GET  /api/v1/reports?machine=&before=&limit=   Reports
 //	GET  /api/v1/tokens                            Tokens
 //	POST /api/v1/tokens   TokenOrder             → TokenAnswer
+//	GET  /api/v1/rollout                           Rollout
+//	POST /api/v1/rollout/tiers       TierOrder   → RolloutAnswer
+//	POST /api/v1/rollout/promotions  Promotion   → RolloutAnswer
+//	POST /api/v1/rollout/holds       Hold        → RolloutAnswer
+//	POST /api/v1/rollout/keys        KeyOrder    → RolloutAnswer
+//	POST /api/v1/rollout/drafts      Completion  → RolloutAnswer
+//	GET  /api/v1/audit?limit=                      Audit
 //
 // All need the admin token, as bearer or as the password of basic
 // authentication; errors are wire.Problem documents.

@@ -29,6 +29,7 @@ import (
 	"klatch/internal/server/enroll"
 	"klatch/internal/server/ingest"
 	"klatch/internal/server/repo"
+	"klatch/internal/server/rolloutrepo"
 	"klatch/internal/server/store"
 	"klatch/internal/server/web"
 	"klatch/internal/wire"
@@ -41,6 +42,7 @@ type API struct {
 	Ingester *ingest.Ingester
 	Store    store.Store
 	Repo     *repo.Repo
+	Rollout  *rolloutrepo.Repo // nil: this server has no operator's repository
 	Pages    *web.Pages
 	// AdminDigest is the SHA-256 of the admin token's text, in hexadecimal.
 	AdminDigest string
@@ -118,7 +120,7 @@ func (a *API) serve(route Route, w *recorder, r *http.Request) (err error) {
 			err = fmt.Errorf("panic in %s %s: %v", route.Method, route.Pattern, p)
 		}
 	}()
-	r.Body = http.MaxBytesReader(w, r.Body, wire.MaxBody)
+	r.Body = http.MaxBytesReader(w, r.Body, max(route.limit, wire.MaxBody))
 	switch route.Access {
 	case Machine:
 		id, err := a.CA.VerifyMachine(r.TLS, a.Now())

@@ -2,7 +2,11 @@
 
 package api
 
-import "net/http"
+import (
+	"net/http"
+
+	"klatch/internal/server/rolloutdraft"
+)
 
 // Access says who may use a route.
 type Access string
@@ -21,23 +25,34 @@ type Route struct {
 	Pattern string // as http.ServeMux reads it
 	Access  Access
 	handle  func(*API, http.ResponseWriter, *http.Request) error
+	limit   int64 // of a body, in bytes; 0: wire.MaxBody
 }
 
 // Routes is every route there is. A test walks all of them at all levels.
 var Routes = []Route{
-	{"POST", "/v1/enroll", Public, (*API).enroll},
-	{"POST", "/v1/renew", Machine, (*API).renew},
-	{"POST", "/v1/check", Machine, (*API).check},
-	{"POST", "/v1/reports", Machine, (*API).report},
-	{"GET", "/metadata/{file}", Public, (*API).repository},
-	{"GET", "/targets/{path...}", Public, (*API).repository},
-	{"GET", "/log/{path...}", Public, (*API).repository},
+	{"POST", "/v1/enroll", Public, (*API).enroll, 0},
+	{"POST", "/v1/renew", Machine, (*API).renew, 0},
+	{"POST", "/v1/check", Machine, (*API).check, 0},
+	{"POST", "/v1/reports", Machine, (*API).report, 0},
+	{"GET", "/metadata/{file}", Public, (*API).repository, 0},
+	{"GET", "/targets/{path...}", Public, (*API).repository, 0},
+	{"GET", "/log/{path...}", Public, (*API).repository, 0},
 
-	{"GET", "/{$}", Admin, (*API).page},
-	{"GET", "/style.css", Admin, (*API).style},
-	{"GET", "/api/v1/machines", Admin, (*API).machines},
-	{"GET", "/api/v1/livepatches", Admin, (*API).livepatches},
-	{"GET", "/api/v1/reports", Admin, (*API).reports},
-	{"GET", "/api/v1/tokens", Admin, (*API).tokens},
-	{"POST", "/api/v1/tokens", Admin, (*API).createToken},
+	{"GET", "/rollout/metadata/{file}", Public, (*API).rolloutFile, 0},
+	{"GET", "/rollout/targets/{path...}", Public, (*API).rolloutFile, 0},
+
+	{"GET", "/{$}", Admin, (*API).page, 0},
+	{"GET", "/style.css", Admin, (*API).style, 0},
+	{"GET", "/api/v1/machines", Admin, (*API).machines, 0},
+	{"GET", "/api/v1/livepatches", Admin, (*API).livepatches, 0},
+	{"GET", "/api/v1/reports", Admin, (*API).reports, 0},
+	{"GET", "/api/v1/tokens", Admin, (*API).tokens, 0},
+	{"POST", "/api/v1/tokens", Admin, (*API).createToken, 0},
+	{"GET", "/api/v1/rollout", Admin, (*API).rollout, 0},
+	{"POST", "/api/v1/rollout/tiers", Admin, (*API).orderTiers, 0},
+	{"POST", "/api/v1/rollout/promotions", Admin, (*API).promote, 0},
+	{"POST", "/api/v1/rollout/holds", Admin, (*API).hold, 0},
+	{"POST", "/api/v1/rollout/keys", Admin, (*API).orderKeys, 0},
+	{"POST", "/api/v1/rollout/drafts", Admin, (*API).completeDraft, rolloutdraft.Max},
+	{"GET", "/api/v1/audit", Admin, (*API).audit, 0},
 }

@@ -20,13 +20,16 @@ var changing = regexp.MustCompile(`^/(metadata/timestamp\.json|log/[0-9a-f]{8}/(
 // Handler serves metadata, targets and the transparency log. Files with a
 // version, a digest or a place in the tree in their name never change; the
 // timestamp and the log's checkpoints must be asked for every time.
-func (r *Repo) Handler() http.Handler {
+func (r *Repo) Handler() http.Handler { return Files(r.dir) }
+
+// Files serves the repository in a folder in that way; the operator's too.
+func Files(dir string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if !servable.MatchString(q.URL.Path) {
 			http.NotFound(w, q)
 			return
 		}
-		root, err := os.OpenRoot(r.dir)
+		root, err := os.OpenRoot(dir)
 		if err != nil {
 			http.NotFound(w, q)
 			return
