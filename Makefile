@@ -126,6 +126,17 @@ fuzz: ## one fuzz target for a minute: make fuzz T=FuzzName
 	test -n "$$dir" || { echo 'no fuzz target is called $(T)'; exit 2; }; \
 	$(GO) test -run '^$$' -fuzz '^$(T)$$' -fuzztime 1m -fuzzminimizetime 2s "$$dir"
 
+.PHONY: fuzz-all fuzz-readers
+fuzz-all: ## every fuzz target for a minute, two at a time; prints a table
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/fuzzall ./fuzzall
+	@bin/fuzzall
+
+fuzz-readers: ## the readers of foreign bytes for some seconds each, three minutes at most
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/fuzzall ./fuzzall
+	@bin/fuzzall -readers -time $(or $(FUZZTIME),3s) -within 150s
+
 .PHONY: attacks attacks-check
 attacks: ## the attack table in docs/, from the outcomes of: make test system vm
 	@mkdir -p bin

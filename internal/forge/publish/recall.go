@@ -74,6 +74,11 @@ func Recall(ctx context.Context, d datadir.Dir, add func(*livepatch.Recalls), no
 	if err != nil {
 		return r, tufrepo.Result{}, err
 	}
+	// Logged like all else: one machine cannot be told of a recall that nobody
+	// else sees. It needs no proof, so it waits for no witness.
+	if p, err = logged(ctx, d, p); err != nil {
+		return r, tufrepo.Result{}, err
+	}
 	res, err := tufrepo.Publish(ctx, d.Repository(), p, keys, now)
 	return r, res, err
 }
