@@ -27,9 +27,11 @@ const (
 // transition.c, SIGNALS_TIMEOUT); emulation is slow.
 const transitionLimit = 45 * time.Second
 
-// perFunction is added for each replaced function: for every task the kernel
-// compares each entry of its stack with all of them (klp_check_stack). The
-// 306 functions of a flood took 53 s on a machine whose host was busy.
+// perFunction is added for each replaced function. For every task the kernel
+// compares each entry of its stack with all of them (klp_check_stack); and it
+// takes them back one by one, each with a wait for all tasks (ftrace_shutdown
+// in kernel/trace/ftrace.c), while the write that asked for it blocks. 306
+// functions took 53 s and 396 took 79 s on machines whose host was busy.
 const perFunction = 250 * time.Millisecond
 
 // transition is how long a transition of the livepatch may take.
@@ -220,10 +222,7 @@ func (p *Player) loadAndCancel(ctx context.Context, _ call) error {
 
 // takeOut disables and unloads a livepatch.
 func (p *Player) takeOut(ctx context.Context, name string) error {
-	if _, err := p.output(ctx, "sh", "-c", "echo 0 > "+livepatchDir+name+"/enabled"); err != nil {
-		return err
-	}
-	if err := p.awaitGone(ctx, name); err != nil {
+	if err := p.takeBack(ctx, name); err != nil {
 		return err
 	}
 	_, err := p.output(ctx, "rmmod", name)
@@ -243,10 +242,7 @@ func (p *Player) cancel(ctx context.Context, _ call) error {
 		if out != "1" {
 			continue
 		}
-		if _, err := p.output(ctx, "sh", "-c", "echo 0 > "+livepatchDir+name+"/enabled"); err != nil {
-			return err
-		}
-		return p.awaitGone(ctx, name)
+		return p.takeBack(ctx, name)
 	}
 	return lab.Failf("there is no transition to cancel: the kernel has %q", names)
 }
@@ -256,7 +252,13 @@ func (p *Player) disable(ctx context.Context, c call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.output(ctx, "sh", "-c", "echo 0 > "+livepatchDir+name+"/enabled"); err != nil {
+	return p.takeBack(ctx, name)
+}
+
+// takeBack asks the kernel for the old functions and waits until it has them.
+func (p *Player) takeBack(ctx context.Context, name string) error {
+	off := lab.Command{Argv: []string{"sh", "-c", "echo 0 > " + livepatchDir + name + "/enabled"}, Timeout: p.transition()}
+	if _, err := p.ran(ctx, off); err != nil {
 		return err
 	}
 	return p.awaitGone(ctx, name)

@@ -139,6 +139,10 @@ func (p *Player) Spec(kernel string) (lab.Spec, error) {
 	return s, nil
 }
 
+// storyPerFunction is added to a story's time for each replaced function: a
+// story puts the livepatch in and takes it back up to eight times.
+const storyPerFunction = 8 * perFunction
+
 func moduleFile(b build.Result) string { return b.Sequence.ModuleName() + ".ko" }
 func checkFile(id cve.ID) string       { return "check-" + string(id) }
 
@@ -146,7 +150,8 @@ func checkFile(id cve.ID) string       { return "check-" + string(id) }
 func (p *Player) Run(ctx context.Context, m lab.Machine) Outcome {
 	p.m = m
 	var out Outcome
-	ctx, cancel := context.WithTimeoutCause(ctx, p.Story.Timeout, fmt.Errorf("the story did not end within %s", p.Story.Timeout))
+	limit := p.Story.Timeout + time.Duration(len(p.Built.Functions))*storyPerFunction
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the story did not end within %s", limit))
 	defer cancel()
 	err := p.begin(ctx)
 	for _, s := range p.Story.Steps {
@@ -278,12 +283,20 @@ func (p *Player) inGuest(name string) string {
 
 // output runs a program that must work.
 func (p *Player) output(ctx context.Context, argv ...string) (string, error) {
-	res, err := p.m.Run(ctx, lab.Command{Argv: argv})
-	if err != nil {
+	return p.ran(ctx, lab.Command{Argv: argv})
+}
+
+// ran runs a command that must succeed.
+func (p *Player) ran(ctx context.Context, c lab.Command) (string, error) {
+	res, err := p.m.Run(ctx, c)
+	text := strings.Join(c.Argv, " ")
+	switch {
+	case err != nil:
 		return "", err
-	}
-	if res.Exit != 0 {
-		return "", lab.Failf("%s ended with status %d: %s", strings.Join(argv, " "), res.Exit, shorten(string(res.Stderr)))
+	case res.TimedOut:
+		return "", lab.Failf("%s did not end within %s", text, cmp.Or(c.Timeout, lab.DefaultTimeout))
+	case res.Exit != 0:
+		return "", lab.Failf("%s ended with status %d: %s", text, res.Exit, shorten(string(res.Stderr)))
 	}
 	return strings.TrimSpace(string(res.Stdout)), nil
 }

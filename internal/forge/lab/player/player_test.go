@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"klatch/internal/cve"
 	"klatch/internal/forge/build"
@@ -16,6 +17,7 @@ import (
 	"klatch/internal/forge/lab/player"
 	"klatch/internal/forge/lab/player/playertest"
 	"klatch/internal/forge/lab/story"
+	"klatch/internal/livepatch"
 )
 
 // play plays a text on a machine without an emulator.
@@ -95,6 +97,33 @@ func TestEachCommandHoldsOrNot(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				out := play(t, &c.rig, c.text, nil)
+				if out.Verdict != c.verdict || !strings.Contains(out.Why, c.why) {
+					t.Errorf("%s: %s; want %s: %s", out.Verdict, out.Why, c.verdict, c.why)
+				}
+			})
+		})
+	}
+}
+
+// TestALargeLivepatchMayTakeLong: the kernel takes functions back one by one,
+// and the write that asks for it lasts as long.
+func TestALargeLivepatchMayTakeLong(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		functions int
+		back      time.Duration
+		verdict   lab.Verdict
+		why       string
+	}{
+		{"many, and slow", 400, 2 * time.Minute, lab.Pass, ""},
+		{"few, and slow", 1, 2 * time.Minute, lab.Fail, "enabled did not end within 45.25s"},
+		{"many, and without end", 400, time.Hour, lab.Fail, "did not end within 2m25s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out := play(t, &playertest.Rig{Back: c.back}, "timeout: 3m\nload\ndisable\nunload\nload\ndisable", func(p *player.Play) {
+					p.Built.Functions = make([]livepatch.Function, c.functions)
+				})
 				if out.Verdict != c.verdict || !strings.Contains(out.Why, c.why) {
 					t.Errorf("%s: %s; want %s: %s", out.Verdict, out.Why, c.verdict, c.why)
 				}

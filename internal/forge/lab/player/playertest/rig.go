@@ -120,6 +120,7 @@ type Rig struct {
 	Jump       time.Duration // the guest's clock, once a livepatch was loaded
 	Resets     bool          // it restarts by itself, silently, once a check ran on a livepatch
 	Late       time.Duration // the guest counts less than goes by
+	Back       time.Duration // how long it takes to take the livepatch back; the write blocks
 	Dead       error         // nothing boots
 	Says       string        // what a check prints where the flaw shows
 	Cut        string        // the line is cut at a command that contains this
@@ -212,6 +213,11 @@ func (m *machine) run(c lab.Command, line string) (lab.Result, error) {
 	case strings.HasSuffix(line, "/enabled") && c.Argv[0] == "cat":
 		return say(0, "1\n")
 	case strings.HasPrefix(line, "sh -c echo 0 > "):
+		if limit := cmp.Or(c.Timeout, lab.DefaultTimeout); m.Back > limit {
+			time.Sleep(limit)
+			return lab.Result{Exit: 128 + 9, TimedOut: true}, nil
+		}
+		time.Sleep(m.Back)
 		m.loaded = nil
 		return say(0, "")
 	case line == "ls /sys/kernel/livepatch/":
