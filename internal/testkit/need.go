@@ -80,7 +80,7 @@ var probes = map[string]func() bool{
 		return allInPath("mformat", "mcopy")() && isFile("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd") &&
 			isFile("/usr/lib/shim/shimx64.efi.signed") && isFile("/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed")
 	},
-	"dropbear":    allInPath("dropbear", "dbclient", "dropbearkey", "ldd"),
+	"dropbear": allInPath("dropbear", "dbclient", "dropbearkey", "ldd"),
 	"virtio": func() bool {
 		return Kernel() != "" && isFile(filepath.Join(filepath.Dir(Kernel()), "modules", "virtio_net.ko"))
 	},
