@@ -157,6 +157,12 @@ func (m *machine) await(ctx context.Context, notBootID string, restarts int) err
 	limit := m.spec.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w %v", errNotInTime, limit))
 	defer cancel()
+	if m.uefi != nil {
+		var refused context.CancelCauseFunc
+		ctx, refused = context.WithCancelCause(ctx)
+		defer refused(nil)
+		go m.watchFirmware(ctx, refused)
+	}
 	for {
 		p, err := m.process()
 		if err != nil {

@@ -160,3 +160,35 @@ func (u *uefi) write(ctx context.Context, dir, name, text string) error {
 	}
 	return command(ctx, "mcopy", "-o", "-i", filepath.Join(dir, espName), file, "::/"+name)
 }
+
+// nothingToStart is what EDK2 says when it has tried everything, and then waits
+// for a key for ever.
+const (
+	firmwareSays   = "BdsDxe: "
+	nothingToStart = firmwareSays + "No bootable option or device was found"
+)
+
+// watchFirmware ends a wait when the firmware has given up.
+func (m *machine) watchFirmware(ctx context.Context, refused context.CancelCauseFunc) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			text, err := m.Console()
+			if err != nil || !strings.Contains(text, nothingToStart) {
+				continue
+			}
+			var why []string
+			for line := range strings.Lines(text) {
+				if strings.Contains(line, firmwareSays+"failed to") {
+					why = append(why, strings.TrimSpace(line))
+				}
+			}
+			refused(fmt.Errorf("the firmware starts nothing from this disk: %q", why))
+			return
+		}
+	}
+}
