@@ -11,7 +11,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -21,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
@@ -78,51 +76,63 @@ func certificate(t *testing.T, name string, serial int64, key crypto.Signer) []b
 // signFile signs with the kernel's own program.
 func (p *securePublisher) signFile(raw []byte, digest string, key crypto.Signer, cert []byte) []byte {
 	p.t.Helper()
-	dir := p.t.TempDir()
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	write := func(name string, b []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			p.t.Fatal(err)
-		}
-		return path
-	}
-	module := write("module.ko", raw)
-	if out, err := exec.CommandContext(p.t.Context(), testkit.SignFile(), digest,
-		write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
-		write("cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})), module).CombinedOutput(); err != nil {
-		p.t.Fatalf("sign-file: %v\n%s", err, out)
-	}
-	b, err := os.ReadFile(module)
+	dir := p.files(raw, key, cert)
+	p.program(dir, testkit.SignFile(), digest, "key.pem", "cert.pem", "module.ko")
+	b, err := os.ReadFile(filepath.Join(dir, "module.ko"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return b
 }
 
-// lenient is a good signature in the form of a common CMS library: the
-// algorithm is named with its digest (sha256WithRSAEncryption) where the kernel
-// wants rsaEncryption alone.
-func lenient(p *securePublisher, raw []byte) []byte {
+// lenient is a good signature in the form of a common CMS library for Go: the
+// certificate is inside, and the algorithm is named with its digest
+// (sha256WithRSAEncryption) where the kernel wants rsaEncryption alone.
+func (p *securePublisher) lenient(raw []byte) []byte {
 	p.t.Helper()
-	digest := sha256.Sum256(raw)
-	sig, err := rsa.SignPKCS1v15(rand.Reader, p.Module, crypto.SHA256, digest[:])
+	dir := p.files(raw, p.Module, p.cert)
+	p.program(dir, "openssl", "cms", "-sign", "-binary", "-noattr", "-md", "sha256", "-signer", "cert.pem", "-inkey", "key.pem", "-in", "module.ko",
+		"-outform", "DER", "-out", "cms")
+	cms, err := os.ReadFile(filepath.Join(dir, "cms"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	plain := []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01}
-	with := slices.Clone(plain)
-	with[10] = 0x0b
-	cms := p.Anchor.ModuleKeys[0].CMS(sig)
-	if bytes.Count(cms, plain) != 1 {
-		p.t.Fatal("no algorithm to change")
+	at := bytes.LastIndex(cms, plain) // the one before is the certificate's
+	if at < 0 || !bytes.Contains(cms, p.cert) {
+		p.t.Fatal("not the form that was wanted")
 	}
-	cms = bytes.Replace(cms, plain, with, 1)
+	cms[at+len(plain)-1] = 0x0b
 	out := append(bytes.Clone(raw), cms...)
 	out = append(out, 0, 0, 2, 0, 0, 0, 0, 0)
 	out = binary.BigEndian.AppendUint32(out, uint32(len(cms)))
 	return append(out, trust.ModuleMarker...)
+}
+
+func (p *securePublisher) program(dir string, argv ...string) {
+	p.t.Helper()
+	cmd := exec.CommandContext(p.t.Context(), argv[0], argv[1:]...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		p.t.Fatalf("%v: %v\n%s", argv, err, out)
+	}
+}
+
+// files is a folder with what such programs want.
+func (p *securePublisher) files(raw []byte, key crypto.Signer, cert []byte) string {
+	p.t.Helper()
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	dir := p.t.TempDir()
+	for name, b := range map[string][]byte{
+		"key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), "module.ko": raw,
+		"cert.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	return dir
 }
