@@ -58,7 +58,7 @@ func (a *Agent) observe(ctx context.Context) observation {
 	if anchor, policy, err := a.trusted(); err != nil {
 		o.AnchorErr, o.Halt = err, a.journal().Halt
 	} else {
-		o.judgeKeys(a.cfg.Machine, anchor)
+		o.judgeKeys(a.cfg.Machine, a.unrecalled(anchor))
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
 		// A memory that cannot be read fails the check, which says why.
 		o.Halt, _ = a.halted(policy)

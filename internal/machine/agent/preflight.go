@@ -5,6 +5,10 @@ package agent
 import (
 	"context"
 
+	"path/filepath"
+
+	"klatch/internal/durable"
+	"klatch/internal/livepatch"
 	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/facts"
 	"klatch/internal/trust"
@@ -16,6 +20,20 @@ func (o *observation) judgeKeys(m facts.Machine, anchor *trust.Anchor) {
 	v := o.judge(anchor)
 	o.KeyTrust = &v
 	o.Facts.SecureBoot, o.Facts.KeyTrust = string(v.SecureBoot), string(v.Word)
+}
+
+// unrecalled is the anchor without the keys of the recalls that were seen last;
+// those that cannot be read fail the next check, which fetches them anew.
+func (a *Agent) unrecalled(anchor *trust.Anchor) *trust.Anchor {
+	b, err := durable.ReadFile(filepath.Join(a.cfg.Dir, "recalls.note"), livepatch.MaxRecalls)
+	if err != nil {
+		return anchor
+	}
+	r, err := anchor.OpenRecalls(b)
+	if err != nil {
+		return anchor
+	}
+	return without(anchor, r)
 }
 
 func (o observation) judge(anchor *trust.Anchor) bootkeys.Verdict {

@@ -5,6 +5,9 @@ package agent_test
 import (
 	"testing"
 	"time"
+
+	"klatch/internal/livepatch"
+	"klatch/internal/wire"
 )
 
 const debianBanner = "Linux version 6.1.0-50-cloud-amd64 (debian-kernel@lists.debian.org) (gcc-12) #1 SMP Debian 6.1.176-1\n"
@@ -38,8 +41,10 @@ func TestNothingIsDownloadedThatTheKernelWouldRefuse(t *testing.T) {
 		if n := w.machine.Loads(); n != 0 {
 			t.Errorf("%d loads", n)
 		}
-		if got := w.server.Events(); len(got) != 0 {
-			t.Errorf("events %v", got)
+		for _, e := range w.server.Events() {
+			if e != wire.EventBooted {
+				t.Errorf("event %s", e)
+			}
 		}
 
 		w.machine.Write("sys/kernel/security/lockdown", "[none] integrity confidentiality\n")
@@ -58,6 +63,24 @@ func TestWhatIsUnknownIsTried(t *testing.T) {
 		w.within(3*time.Hour, "confirmed")
 		if s := w.agent.Status(w.Context()); s.ModuleKey == nil || s.ModuleKey.Word != "unknown" || s.Facts.KeyTrust != "unknown" {
 			t.Errorf("%+v", s.ModuleKey)
+		}
+	})
+}
+
+// TestARecalledKeyIsNoTrustedOne: the status knows, and the check stays.
+func TestARecalledKeyIsNoTrustedOne(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.locked(debianBanner)
+		r := recalls(w, 1)
+		r.Keys = []string{livepatch.KeyDigest(w.pub.Anchor.ModuleKeys[0].Modulus)}
+		w.pub.Recall(r)
+		w.publish(6)
+		w.pub.Lost = w.server.Offer.Target
+		w.start()
+		time.Sleep(3 * time.Hour)
+		w.wantState("key_untrusted", "module_key_none")
+		if s := w.agent.Status(w.Context()); s.Check.Result != "current" || s.Check.Code != "module_key_none" {
+			t.Errorf("check %+v", s.Check)
 		}
 	})
 }
