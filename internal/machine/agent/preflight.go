@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-
 	"path/filepath"
 
 	"klatch/internal/durable"
