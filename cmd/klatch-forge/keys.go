@@ -38,7 +38,7 @@ docs/howto/keys-and-ceremonies.md tells the whole way, and what to do when a
 key is lost.`,
 	}
 	c.AddCommand(keysList(o), keysMake(), keysProtect(), keysAdd(o), keysRemove(o), keysRotate(o), keysRenew(o), keysRole(o),
-		keysShow(), keysSign(), keysComplete(o))
+		keysShow(), keysSign(), keysComplete(o), keysCertificate(o))
 	return c
 }
 

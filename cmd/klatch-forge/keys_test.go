@@ -13,6 +13,7 @@ import (
 
 	"klatch/internal/fault"
 	"klatch/internal/keyfile"
+	"klatch/internal/testkit"
 	"klatch/internal/testkit/softhsm"
 )
 
@@ -202,4 +203,26 @@ func p256(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// TestCertificateForFirmware: in the form that mokutil and firmware read, and
+// with the fingerprints that people compare.
+func TestCertificateForFirmware(t *testing.T) {
+	testkit.Need(t, "openssl")
+	dir, der := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "module.der")
+	mustRun(t, "", "init", dir, "--profile", "lab", "--publisher", "example.org")
+	said := mustRun(t, "", "--dir", dir, "keys", "certificate", der)
+	for _, digest := range []string{"sha1", "sha256"} {
+		out, err := exec.Command("openssl", "x509", "-inform", "DER", "-in", der, "-noout", "-fingerprint", "-"+digest).CombinedOutput()
+		_, fingerprint, ok := strings.Cut(strings.ToLower(strings.TrimSpace(string(out))), "=")
+		if err != nil || !ok || !strings.Contains(said, fingerprint) {
+			t.Errorf("openssl: %v, %s; klatch-forge:\n%s", err, out, said)
+		}
+	}
+	if _, err := runForge(t, "", "--dir", dir, "keys", "certificate", der); fault.CodeOf(err) != "file_exists" {
+		t.Errorf("over a file that exists: %v", err)
+	}
+	if again := mustRun(t, "", "--dir", dir, "keys", "certificate"); !strings.HasPrefix(said, again) || again == "" {
+		t.Errorf("without a file:\n%s", again)
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"klatch/internal/machine/advice"
 	"klatch/internal/machine/agent"
 	"klatch/internal/machine/agent/agenttest"
+	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/machine/local"
 	"klatch/internal/notice"
@@ -63,11 +64,13 @@ func patched() agent.Status {
 			Fixes:  []livepatch.Fix{{CVE: "CVE-2026-0001", Check: livepatch.Passed}, {CVE: "CVE-2026-0002", Check: livepatch.Unchecked}},
 			Advice: "advised", Reasons: []fault.Code{"newer_kernel_installed", "livepatch_loaded"},
 		},
-		Facts:    wire.Facts{Hostname: "db1", Kernel: k, BootID: "boot-1", Lockdown: "integrity", Enforced: "yes", Version: "1.0", Newer: "6.1.0-56-cloud-amd64"},
+		Facts:    wire.Facts{Hostname: "db1", Kernel: k, BootID: "boot-1", Lockdown: "integrity", Enforced: "yes", Version: "1.0", Newer: "6.1.0-56-cloud-amd64", SecureBoot: "on", KeyTrust: "trusted"},
 		Identity: &agent.Identity{MachineID: agenttest.MachineID, Tier: "stable", Server: "https://klatch.example.org:8443", Expires: noon.Add(72 * time.Hour)},
 		Trust:    &agent.Publisher{Publisher: "lab", Profile: "lab"},
-		Check:    agent.Check{At: noon.Add(-10 * time.Minute), GoodAt: noon.Add(-10 * time.Minute), Result: "current", Code: "current"},
-		Next:     noon.Add(50 * time.Minute), Problems: []string{},
+		ModuleKey: &bootkeys.Verdict{Word: bootkeys.Trusted, Code: "module_key_enrolled", SecureBoot: bootkeys.On,
+			Text: "the publisher's module key is enrolled (lab in db)"},
+		Check: agent.Check{At: noon.Add(-10 * time.Minute), GoodAt: noon.Add(-10 * time.Minute), Result: "current", Code: "current"},
+		Next:  noon.Add(50 * time.Minute), Problems: []string{},
 		Reboot: advice.Of(advice.Facts{Running: k.Release, Newer: "6.1.0-56-cloud-amd64", Loaded: 3}),
 	}
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
+	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/notice"
 	"klatch/internal/stall"
@@ -57,6 +59,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	}
 	row("Reboot:", "%s", reboot(s))
 	row("Lockdown:", "%s; modules must be signed: %s", s.Facts.Lockdown, s.Facts.Enforced)
+	if k := s.ModuleKey; k != nil {
+		row("Module key:", "%s", moduleKey(*k))
+	}
 	if s.Identity != nil {
 		row("Server:", "%s, as %s in tier %s", s.Identity.Server, s.Identity.MachineID, s.Identity.Tier)
 	} else {
@@ -93,6 +98,17 @@ var classes = map[agent.Class]string{
 	agent.Stay:       "stay; looked at again by itself",
 	agent.Quarantine: "quarantine; the same bytes are not tried again",
 	agent.Stop:       "halt; nothing more is loaded until a person has looked",
+}
+
+// moduleKey says what the kernel will do with the publisher's livepatches.
+func moduleKey(v bootkeys.Verdict) string {
+	word := map[bootkeys.Word]string{bootkeys.Trusted: "will be trusted", bootkeys.Refused: "will be refused",
+		bootkeys.NotEnforced: "is not asked for", bootkeys.Unknown: "could not find out"}[v.Word]
+	line := fmt.Sprintf("%s: %s; Secure Boot is %s", cmp.Or(word, string(v.Word)), v.Text, v.SecureBoot)
+	if v.HowTo != "" {
+		line += "; see " + v.HowTo
+	}
+	return line
 }
 
 func blockingLine(b agent.Blocking) string {

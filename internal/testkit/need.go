@@ -76,7 +76,11 @@ var probes = map[string]func() bool{
 	"gcc-11":      allInPath("gcc-11"),
 	"clang":       allInPath("clang-14"),
 	"python3":     allInPath("python3"),
-	"dropbear":    allInPath("dropbear", "dbclient", "dropbearkey", "ldd"),
+	"ovmf": func() bool {
+		return allInPath("mformat", "mcopy")() && isFile("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd") &&
+			isFile("/usr/lib/shim/shimx64.efi.signed") && isFile("/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed")
+	},
+	"dropbear": allInPath("dropbear", "dbclient", "dropbearkey", "ldd"),
 	"virtio": func() bool {
 		return Kernel() != "" && isFile(filepath.Join(filepath.Dir(Kernel()), "modules", "virtio_net.ko"))
 	},

@@ -52,6 +52,9 @@ type Facts struct {
 	Enforced string         `json:"module_sig_enforced"` // yes, no or unknown
 	Version  string         `json:"version"`             // of klatchd
 	Newer    kernel.Release `json:"newer_kernel,omitempty"`
+
+	SecureBoot string `json:"secure_boot,omitempty"`      // of UEFI: on, off or unknown
+	KeyTrust   string `json:"module_key_trust,omitempty"` // of the publisher's module key by the kernel: trusted, refused, not_enforced or unknown
 }
 
 // EnrollRequest asks for a machine credential.

@@ -82,6 +82,8 @@ type Spec struct {
 	// agent. The machine works on its own copy-on-write layer, the image
 	// stays as it is.
 	Root string
+	// Firmware starts the machine through UEFI; nil hands it the kernel.
+	Firmware *Firmware
 	// Files are put into FilesDir of the guest.
 	Files []File
 	// Append is added at the end of the kernel's command line, where it wins

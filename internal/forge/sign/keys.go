@@ -212,19 +212,28 @@ func newModuleCert(d datadir.Dir, now time.Time) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
-// moduleKey is the public description of the module key.
-func moduleKey(d datadir.Dir) (trust.ModuleKey, error) {
+// ModuleCert is the certificate of the module key.
+func ModuleCert(d datadir.Dir) (*x509.Certificate, error) {
 	b, err := durable.ReadFile(ModuleCertFile(d), 64<<10)
 	if err != nil {
-		return trust.ModuleKey{}, err
+		return nil, err
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return trust.ModuleKey{}, fault.New(fault.Invalid, "bad_cert", "module certificate is not PEM")
+		return nil, fault.New(fault.Invalid, "bad_cert", "module certificate is not PEM")
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return trust.ModuleKey{}, fault.New(fault.Invalid, "bad_cert", "module certificate: %w", err)
+		return nil, fault.New(fault.Invalid, "bad_cert", "module certificate: %w", err)
+	}
+	return cert, nil
+}
+
+// moduleKey is the public description of the module key.
+func moduleKey(d datadir.Dir) (trust.ModuleKey, error) {
+	cert, err := ModuleCert(d)
+	if err != nil {
+		return trust.ModuleKey{}, err
 	}
 	pub, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {

@@ -20,6 +20,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/notice"
@@ -272,6 +273,13 @@ func stateTable() []stateCase {
 			underWayAt(wire.Soaking, nil)(in)
 		}, "soaking", "soaking", "", false},
 		{"nothing published", func(in *inputs) { nothingLoaded(in); in.j.Check.Code = "no_livepatch" }, "no_livepatch", "no_livepatch", "", false},
+		{"the kernel does not know the key", func(in *inputs) {
+			nothingLoaded(in)
+			in.o.KeyTrust = &bootkeys.Verdict{Word: bootkeys.Refused, Code: "module_key_missing", Text: "the key is not enrolled"}
+		}, "key_untrusted", "module_key_missing", "not enrolled", true},
+		{"the key is not enrolled any more and a livepatch is loaded", func(in *inputs) {
+			in.o.KeyTrust = &bootkeys.Verdict{Word: bootkeys.Refused, Code: "module_key_missing"}
+		}, "confirmed", "live_patched", "", false},
 		{"no check yet", func(in *inputs) { nothingLoaded(in); in.j.Check = Check{} }, "idle_current", "not_checked", "", false},
 		{"nothing offered", func(in *inputs) { nothingLoaded(in) }, "idle_current", "current", "", false},
 	}

@@ -10,6 +10,7 @@ import (
 
 	"klatch/internal/fault"
 	"klatch/internal/machine/advice"
+	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/tracer"
 	"klatch/internal/trust"
@@ -27,6 +28,9 @@ type Status struct {
 	Facts    wire.Facts `json:"facts"`
 	Identity *Identity  `json:"identity"` // null: not enrolled
 	Trust    *Publisher `json:"trust"`    // null: no usable anchor
+	// ModuleKey says whether the kernel will take the publisher's livepatches;
+	// null: no usable anchor.
+	ModuleKey *bootkeys.Verdict `json:"module_key"`
 	// Rollout is who says what is wanted here; null: no operator is believed, and
 	// the server chooses without tiers.
 	Rollout *Operator `json:"rollout"`
@@ -86,6 +90,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 	}
 	if o.AnchorErr == nil {
 		s.Trust = &Publisher{o.Publisher, trust.Profile(o.Profile)}
+		s.ModuleKey = o.KeyTrust
 	}
 	for _, err := range []error{o.FactsErr, o.AnchorErr, o.RolloutErr, o.KernelsErr, o.InErr, o.LoaderErr, a.told.err} {
 		if err != nil {

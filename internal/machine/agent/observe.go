@@ -14,6 +14,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/advice"
+	"klatch/internal/machine/bootkeys"
 	"klatch/internal/machine/facts"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/wire"
@@ -31,11 +32,14 @@ type observation struct {
 	Loader     *loaderapi.Status
 	LoaderErr  error
 	AnchorErr  error
-	Operator   *Operator // nil: the server chooses
-	RolloutErr error     // why the operator's anchor is not believed
+	Operator   *Operator         // nil: the server chooses
+	RolloutErr error             // why the operator's anchor is not believed
+	KeyTrust   *bootkeys.Verdict // nil: no publisher is believed
 	Halt       *Halt
 	Publisher  string
 	Profile    string
+
+	firmware bootkeys.Firmware // what KeyTrust was judged by
 }
 
 // loaderPatience bounds one question that changes nothing. The loader does one
@@ -54,6 +58,7 @@ func (a *Agent) observe(ctx context.Context) observation {
 	if anchor, policy, err := a.trusted(); err != nil {
 		o.AnchorErr, o.Halt = err, a.journal().Halt
 	} else {
+		o.judgeKeys(a.cfg.Machine, a.unrecalled(anchor))
 		o.Publisher, o.Profile = anchor.Publisher, string(anchor.Profile)
 		// A memory that cannot be read fails the check, which says why.
 		o.Halt, _ = a.halted(policy)

@@ -74,7 +74,7 @@ var Order = []Place{
 	{StepAgreement, "klatchd", Quarantine, "Both repositories name the same path, length and digest."},
 	{StepTier, "klatchd", Stay, "The tier is open: the first one, or promoted by people for exactly this bundle, and its soak is over."},
 	{StepForward, "klatchd, then root", Quarantine, "Not recalled; higher than what is loaded and than what was ever confirmed here; not in quarantine and not one that failed before."},
-	{StepDownload, "klatchd", Stay, "The bytes are those of the signed list: length, digest, time limit."},
+	{StepDownload, "klatchd", Stay, "Nothing that the kernel would certainly refuse for its module key is fetched. The bytes are those of the signed list: length, digest, time limit."},
 	{StepBundle, "klatchd, then root", Quarantine, "The bundle has its one form; the threshold of manifest keys signed its manifest; path and sequence are its own."},
 	{StepKernel, "klatchd, then root", Quarantine, "It is for the kernel build that runs: build id, release, architecture."},
 	{StepModule, "klatchd, then root", Quarantine, "The module has the manifest's length and both digests. Root only: the module signature by a known key, the module's own words, its ELF form, no foreign livepatch, no transition."},

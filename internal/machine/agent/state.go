@@ -57,6 +57,7 @@ var States = []Meaning{
 	{"disabled", true, "The livepatch was taken out by hand until the next reboot.", "reboot when the reason is gone"},
 	{"boot_stopped", true, "Loading at boot was stopped by the boot parameter, the flag file or the boot-loop breaker.", "find out why, remove the cause, reboot"},
 	{"failed", true, "A livepatch could not be loaded. It is not tried again by itself.", "correct the reason, then: klatch retry"},
+	{"key_untrusted", true, "This machine's kernel would refuse every livepatch of the publisher, because it does not know the module key or the key was revoked. Nothing is downloaded.", "make the kernel trust the key: docs/howto/secure-boot.md"},
 	{"check_failed", true, "The machine could not look for livepatches, or refused what it was shown. What is loaded stays loaded.", "see the reason; it is tried again by itself"},
 	{"kernel_ended", true, "Kernel upgrade required: no livepatches are made for this kernel build any more. What is loaded stays loaded.", "update the kernel and reboot"},
 	{"confirmed", false, "Live patched: a livepatch is loaded, and it passed its soak.", "none"},
@@ -121,6 +122,8 @@ func describe(in inputs) wire.State {
 	case isBad:
 		say("failed", bad.Code, "livepatch %d: %s", bad.Sequence, bad.Text)
 		s.Class, s.Step = string(Quarantine), string(StepLoader)
+	case o.keyRefused() != nil:
+		say("key_untrusted", o.KeyTrust.Code, "%s", o.KeyTrust.Text)
 	case in.blind():
 		say("check_failed", j.Check.Code, "%s; %s", j.Check.Text, age(j.Check.GoodAt, in.now))
 		next = j.Check.Hint

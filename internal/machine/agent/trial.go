@@ -74,6 +74,7 @@ func order() []check {
 		{StepMemory, (*trial).checkHalt},
 		{StepSelection, (*trial).choose},
 		{StepForward, (*trial).checkForward},
+		{StepDownload, (*trial).askKernel},
 		{StepDownload, (*trial).download},
 		{StepBundle, (*trial).openBundle},
 		{StepKernel, (*trial).checkKernel},

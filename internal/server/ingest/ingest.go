@@ -116,7 +116,8 @@ func ValidFacts(f wire.Facts) error {
 		return bad("hostname of %d bytes, want 1 to %d", len(f.Hostname), maxHostname)
 	case k.ID.IsZero() || k.Release == "" || k.Arch == "" || k.Distro == "":
 		return bad("facts name no complete kernel build")
-	case len(f.BootID) > maxWord || len(f.Lockdown) > maxWord || len(f.Enforced) > maxWord || len(f.Version) > maxWord:
+	case len(f.BootID) > maxWord || len(f.Lockdown) > maxWord || len(f.Enforced) > maxWord || len(f.Version) > maxWord ||
+		len(f.SecureBoot) > maxWord || len(f.KeyTrust) > maxWord:
 		return bad("a fact is over %d bytes", maxWord)
 	}
 	return nil

@@ -40,12 +40,18 @@ const hostile = lab.FilesDir + "/klatch-hostile"
 // bootMachine boots a Debian guest in which our package is not installed yet.
 func bootMachine(t *testing.T, m made, p *publisher, more ...lab.File) *machine {
 	t.Helper()
+	return bootFrom(t, m, p, nil, more...)
+}
+
+// bootFrom boots it from firmware.
+func bootFrom(t *testing.T, m made, p *publisher, firmware *lab.Firmware, more ...lab.File) *machine {
+	t.Helper()
 	anchor, err := trustsign.Anchor(*p.Anchor)
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := m.image.Spec(strings.ToLower(t.Name()))
-	spec.Network = lab.HostOnly
+	spec.Network, spec.Firmware = lab.HostOnly, firmware
 	spec.Files = append([]lab.File{
 		{Name: "klatch.deb", Source: m.deb},
 		{Name: "trust.json", Data: anchor},

@@ -134,7 +134,7 @@ func (m made) programs(ctx context.Context) error {
 		return err
 	}
 	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X main.version=v0.0.0-e2e", "-o", m.bin,
-		"./cmd/klatch", "./cmd/klatchd", "./cmd/klatch-loader", "./cmd/klatch-server", "./internal/testkit/cmd/klatch-hostile",
+		"./cmd/klatch", "./cmd/klatchd", "./cmd/klatch-loader", "./cmd/klatch-server", "./internal/testkit/cmd/klatch-hostile", "./internal/testkit/cmd/klatch-look",
 		"./internal/forge/lab/guest/testdata/guestmain"}
 	for _, f := range demo.Fixes {
 		args = append(args, f.Check)

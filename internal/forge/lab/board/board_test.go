@@ -230,6 +230,7 @@ func TestABoardThatCannotBeUsedIsBroken(t *testing.T) {
 		"no such kernel":             {nil, func(s *lab.Spec) { s.Kernel += "x" }, "no such file", ""},
 		"not a kernel":               {nil, func(s *lab.Spec) { s.Kernel = os.Args[0] }, "not a bzImage", ""},
 		"a disk of its own":          {nil, func(s *lab.Spec) { s.Root = s.Kernel }, "own disk", ""},
+		"another firmware":           {nil, func(s *lab.Spec) { s.Firmware = &lab.Firmware{} }, "own firmware", ""},
 		"another network":            {nil, func(s *lab.Spec) { s.Network = lab.HostOnly }, "network", ""},
 		"words that nobody can say":  {nil, func(s *lab.Spec) { s.Append = []string{"a=1"} }, "{append}", ""},
 		"a file outside":             {nil, func(s *lab.Spec) { s.Files = []lab.File{{Name: "../x"}} }, "relative path", ""},

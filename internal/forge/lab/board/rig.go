@@ -145,6 +145,8 @@ func (r *Rig) check(s lab.Spec) (want version, err error) {
 	switch {
 	case s.Root != "" || s.Initrd != "":
 		return want, errors.New("a board has its own disk and initramfs; it cannot take those of the spec")
+	case s.Firmware != nil:
+		return want, errors.New("a board has its own firmware; the spec asks for another")
 	case s.Network != lab.NoNetwork:
 		return want, errors.New("a board has the network that it is plugged into; the spec asks for another")
 	case len(s.Append) > 0 && !r.cfg.File.Kernel.says("{append}"):

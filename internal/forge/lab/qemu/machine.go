@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"klatch/internal/forge/lab"
+	"klatch/internal/forge/lab/efi"
 	"klatch/internal/forge/lab/guest"
 )
 
@@ -34,7 +35,10 @@ const (
 // for ever fills the publisher's disk, not the memory.
 const maxConsole = 16 << 20
 
-var _ lab.Tunable = (*machine)(nil)
+var (
+	_ lab.Tunable = (*machine)(nil)
+	_ lab.Flasher = (*machine)(nil)
+)
 
 // machine is one virtual machine over all its restarts.
 type machine struct {
@@ -43,11 +47,13 @@ type machine struct {
 	dir     string
 	options []option // all but the kernel
 	kernel  boot     // without spec.Append
+	uefi    *uefi    // nil: the emulator gets the kernel
 
 	power  sync.Mutex // one change of power at a time
 	mu     sync.Mutex // of what follows and spec.Append
 	now    *process   // nil before the first start and after Close
 	bootID string
+	flash  []efi.Variable // for the next start
 }
 
 // start switches the power on.
@@ -59,8 +65,16 @@ func (m *machine) start() error {
 	kernel := m.kernel
 	m.mu.Lock()
 	kernel.commandLine = slices.Concat(kernel.commandLine, m.spec.Append)
+	flash := m.flash
+	m.flash = nil
 	m.mu.Unlock()
-	args = append(args, kernel.args()...)
+	if m.uefi == nil {
+		args = append(args, kernel.args()...)
+	} else if err := m.uefi.prepare(m.dir, kernel, flash); err != nil {
+		return err
+	} else {
+		args = append(args, m.uefi.args()...)
+	}
 	p, err := startProcess(m.rig.cfg.Program, args, m.dir)
 	if err != nil {
 		return err
@@ -143,6 +157,12 @@ func (m *machine) await(ctx context.Context, notBootID string, restarts int) err
 	limit := m.spec.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w %v", errNotInTime, limit))
 	defer cancel()
+	if m.uefi != nil {
+		var refused context.CancelCauseFunc
+		ctx, refused = context.WithCancelCause(ctx)
+		defer refused(nil)
+		go m.watchFirmware(ctx, refused)
+	}
 	for {
 		p, err := m.process()
 		if err != nil {
@@ -259,6 +279,13 @@ func (m *machine) Append(words ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.spec.Append = slices.Clone(words)
+}
+
+// Flash implements lab.Flasher.
+func (m *machine) Flash(changes ...efi.Variable) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.flash = append(m.flash, changes...)
 }
 
 // Link implements lab.Power.

@@ -153,6 +153,12 @@ func (r *Rig) boot(ctx context.Context, s lab.Spec, accel accelerator) (_ *machi
 	if m.options, m.kernel, err = r.prepare(ctx, s, accel, dir); err != nil {
 		return nil, err
 	}
+	if s.Firmware != nil {
+		if m.uefi, err = newUEFI(*s.Firmware); err != nil {
+			return nil, err
+		}
+		m.flash = s.Firmware.Variables
+	}
 	if err := m.start(); err != nil {
 		return nil, err
 	}

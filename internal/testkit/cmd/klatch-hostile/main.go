@@ -9,6 +9,10 @@
 //	                   the same, and ask at once who blocks the transition
 //	klatch-hostile insmod MODULE NAME     past the loader; says how many
 //	                   nanoseconds the load and the transition took
+//	klatch-hostile errno MODULE           past the loader; says what the kernel
+//	                   answers, as a number
+//	klatch-hostile kexec KERNEL INITRD LINE
+//	                   start another kernel from this one, without firmware
 //	klatch-hostile status                 ask the loader for its status
 //	klatch-hostile disable                ask the loader for the break-glass
 //	klatch-hostile api METHOD PATH        ask klatchd
@@ -71,6 +75,10 @@ func run(args []string) error {
 		return load(ctx, client, args[0], args[1], true)
 	case word == "insmod" && len(args) == 2:
 		return insmod(args[0], args[1])
+	case word == "errno" && len(args) == 1:
+		return errno(args[0])
+	case word == "kexec" && len(args) == 3:
+		return kexec(args[0], args[1], args[2])
 	case word == "status" && len(args) == 0:
 		st, err := client.Status(ctx)
 		return tell(st, err)
