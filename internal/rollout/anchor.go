@@ -4,7 +4,6 @@ package rollout
 
 import (
 	"encoding/json"
-	"fmt"
 	"regexp"
 
 	"klatch/internal/fault"
@@ -58,16 +57,16 @@ func CheckOperator(name string) error {
 
 func (a Anchor) validate() error {
 	if a.Format != AnchorFormat {
-		return fmt.Errorf("format %.40q, want %q", a.Format, AnchorFormat)
+		return bad("format %.40q, want %q", a.Format, AnchorFormat)
 	}
 	if err := CheckOperator(a.Operator); err != nil {
 		return err
 	}
 	if a.Profile != Lab && a.Profile != Small && a.Profile != Full {
-		return fmt.Errorf("profile %.40q is unknown", a.Profile)
+		return bad("profile %.40q is unknown", a.Profile)
 	}
 	if !json.Valid(a.Root) {
-		return fmt.Errorf("root is not the metadata of a root")
+		return bad("root is not the metadata of a root")
 	}
 	return nil
 }

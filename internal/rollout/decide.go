@@ -77,7 +77,7 @@ type Choice struct {
 // is higher than the loaded one, recalled or blocked, the caller decides.
 //
 // The order: the list of tiers, the selection for this tier and kernel build,
-// a hold, the agreement of both repositories, then the ring rule: the first
+// a hold, the agreement of both repositories, then the rule of the tiers: the first
 // tier, or a promotion of exactly this bundle to exactly this tier whose soak
 // is over.
 func Decide(now time.Time, m Machine, v View) (Choice, error) {

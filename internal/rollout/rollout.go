@@ -21,7 +21,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -107,21 +106,21 @@ func (t Tiers) Index(name string) int {
 
 func (t Tiers) validate() error {
 	if t.Format != TiersFormat || len(t.Tiers) == 0 || len(t.Tiers) > MaxTiers {
-		return fmt.Errorf("format %.40q with %d tiers, want %q with 1 to %d", t.Format, len(t.Tiers), TiersFormat, MaxTiers)
+		return bad("format %.40q with %d tiers, want %q with 1 to %d", t.Format, len(t.Tiers), TiersFormat, MaxTiers)
 	}
 	for i, x := range t.Tiers {
 		if err := CheckTierName(x.Name); err != nil {
 			return err
 		}
 		if t.Index(x.Name) != i {
-			return fmt.Errorf("tier %s is listed twice", x.Name)
+			return bad("tier %s is listed twice", x.Name)
 		}
 		if x.SoakHours < 0 || x.SoakHours > MaxSoak {
-			return fmt.Errorf("tier %s soaks %d hours, limit %d", x.Name, x.SoakHours, MaxSoak)
+			return bad("tier %s soaks %d hours, limit %d", x.Name, x.SoakHours, MaxSoak)
 		}
 	}
 	if t.Tiers[0].SoakHours != 0 {
-		return fmt.Errorf("the first tier %s cannot soak: nothing is before it", t.Tiers[0].Name)
+		return bad("the first tier %s cannot soak: nothing is before it", t.Tiers[0].Name)
 	}
 	return nil
 }
@@ -157,22 +156,22 @@ func targetPath(k kernel.Build, s livepatch.Sequence) string {
 
 func (s Selection) validate() error {
 	if s.Format != SelectionFormat {
-		return fmt.Errorf("format %.40q, want %q", s.Format, SelectionFormat)
+		return bad("format %.40q, want %q", s.Format, SelectionFormat)
 	}
 	if err := CheckTierName(s.Tier); err != nil {
 		return err
 	}
 	if s.Kernel.ID.IsZero() || s.Kernel.Release == "" || s.Kernel.Arch == "" || s.Kernel.Distro == "" || s.Sequence == 0 {
-		return fmt.Errorf("kernel or sequence is missing")
+		return bad("kernel or sequence is missing")
 	}
 	if want := targetPath(s.Kernel, s.Sequence); s.Target != want {
-		return fmt.Errorf("target %.160q of sequence %d, want %q", s.Target, s.Sequence, want)
+		return bad("target %.160q of sequence %d, want %q", s.Target, s.Sequence, want)
 	}
 	if s.Bytes <= 0 || s.Bytes > livepatch.MaxBundle || !hex64.MatchString(s.SHA256) {
-		return fmt.Errorf("%d bytes, or a digest that is not SHA-256 in hexadecimal", s.Bytes)
+		return bad("%d bytes, or a digest that is not SHA-256 in hexadecimal", s.Bytes)
 	}
 	if s.Hold != (s.Reason != "") {
-		return fmt.Errorf("a hold has a reason, and only a hold has one")
+		return bad("a hold has a reason, and only a hold has one")
 	}
 	return checkReason(s.Reason)
 }
@@ -201,20 +200,20 @@ type Promotion struct {
 
 func (p Promotion) validate() error {
 	if p.Format != PromotionFormat {
-		return fmt.Errorf("format %.40q, want %q", p.Format, PromotionFormat)
+		return bad("format %.40q, want %q", p.Format, PromotionFormat)
 	}
 	if err := CheckTierName(p.Tier); err != nil {
 		return err
 	}
 	switch {
 	case !hex64.MatchString(p.SHA256):
-		return fmt.Errorf("digest is not SHA-256 in hexadecimal")
+		return bad("digest is not SHA-256 in hexadecimal")
 	case len(p.Target) > 512 || p.Target == "":
-		return fmt.Errorf("target is missing or too long")
-	case p.PromotedAt.IsZero() || p.Since.IsZero() || p.Since.After(p.PromotedAt):
-		return fmt.Errorf("since %s, promoted at %s", p.Since, p.PromotedAt)
+		return bad("target is missing or too long")
+	case p.Since.IsZero() || p.Since.After(p.PromotedAt):
+		return bad("since %s, promoted at %s", p.Since, p.PromotedAt)
 	case p.Reason == "":
-		return fmt.Errorf("no reason is given")
+		return bad("no reason is given")
 	}
 	return checkReason(p.Reason)
 }
@@ -238,10 +237,13 @@ func ParsePromotion(b []byte) (Promotion, error) {
 
 func checkReason(s string) error {
 	if len(s) > maxReason || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return fmt.Errorf("reason of %d bytes with characters that cannot be printed, or over %d bytes", len(s), maxReason)
+		return bad("reason of %d bytes with characters that cannot be printed, or over %d bytes", len(s), maxReason)
 	}
 	return nil
 }
+
+// bad is why a file is refused; encode says of which sort it is.
+func bad(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 func malformed(what string, err error) error {
 	return fault.New(fault.Untrusted, fault.Code(what+"_malformed"), "%s: %w", what, err)
@@ -263,22 +265,19 @@ func encode[T interface{ validate() error }](what string, v T) ([]byte, error) {
 func parse[T interface{ validate() error }](what string, b []byte, limit int) (T, error) {
 	var v, none T
 	if len(b) > limit {
-		return none, malformed(what, fmt.Errorf("%d bytes, limit %d", len(b), limit))
+		return none, malformed(what, bad("%d bytes, limit %d", len(b), limit))
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&v); err != nil {
 		return none, malformed(what, err)
 	}
-	if _, err := d.Token(); err != io.EOF { //nolint:errorlint // the decoder gives io.EOF itself
-		return none, malformed(what, fmt.Errorf("bytes after the end"))
-	}
 	again, err := encode(what, v)
 	if err != nil {
 		return none, err
 	}
-	if !bytes.Equal(again, b) {
-		return none, malformed(what, fmt.Errorf("not in its one form"))
+	if !bytes.Equal(again, b) { // bytes after the end too
+		return none, malformed(what, bad("not in its one form"))
 	}
 	return v, nil
 }

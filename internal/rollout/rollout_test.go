@@ -4,18 +4,20 @@ package rollout_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"klatch/internal/fault"
+	"klatch/internal/kernel"
 	. "klatch/internal/rollout"
 )
 
 func TestTiersAreRefused(t *testing.T) {
 	many := make([]Tier, MaxTiers+1)
 	for i := range many {
-		many[i].Name = "t" + strings.Repeat("x", i)
+		many[i].Name = fmt.Sprintf("t%d", i)
 	}
 	for name, tiers := range map[string]Tiers{
 		"of another format":            {"klatch-tiers/2", []Tier{{"canary", 0}}},
@@ -37,7 +39,10 @@ func TestSelectionsAndPromotionsAreRefused(t *testing.T) {
 	for name, change := range map[string]func(*Selection){
 		"another format":     func(s *Selection) { s.Format = "klatch-select/2" },
 		"no tier":            func(s *Selection) { s.Tier = "" },
-		"no distribution":    func(s *Selection) { s.Kernel.Distro = "" },
+		"no distribution":    func(s *Selection) { s.Kernel.Distro, s.Target = "", strings.TrimPrefix(s.Target, "debian-12") },
+		"no architecture":    func(s *Selection) { s.Kernel.Arch, s.Target = "", strings.Replace(s.Target, "amd64", "", 1) },
+		"no release":         func(s *Selection) { s.Kernel.Release, s.Target = "", "debian-12/amd64//klatch_3.lpb" },
+		"no build id":        func(s *Selection) { s.Kernel.ID = kernel.BuildID{} },
 		"sequence 0":         func(s *Selection) { s.Sequence, s.Target = 0, target(stock, 0) },
 		"target of another":  func(s *Selection) { s.Target = target(stock, 4) },
 		"a policy as target": func(s *Selection) { s.Target = "policy/recalls-1.note" },
@@ -60,6 +65,7 @@ func TestSelectionsAndPromotionsAreRefused(t *testing.T) {
 		"tier as a path":   func(p *Promotion) { p.Tier = "a/b" },
 		"no digest":        func(p *Promotion) { p.SHA256 = "" },
 		"no target":        func(p *Promotion) { p.Target = "" },
+		"endless target":   func(p *Promotion) { p.Target = strings.Repeat("x", 513) },
 		"no time":          func(p *Promotion) { p.PromotedAt = time.Time{} },
 		"no begin":         func(p *Promotion) { p.Since = time.Time{} },
 		"soak from after":  func(p *Promotion) { p.Since = p.PromotedAt.Add(1) },
@@ -132,7 +138,11 @@ func TestAnchor(t *testing.T) {
 	if got, err := ParseAnchor(b, true); err != nil || got.Profile.Approvers() != 1 {
 		t.Errorf("lab keys that are allowed: %v", err)
 	}
-	if _, err := ParseAnchor(bytes.Repeat([]byte{' '}, MaxAnchor+1), true); fault.CodeOf(err) != "rollout_anchor_malformed" {
+	a.Root = []byte(`"` + strings.Repeat("x", MaxAnchor) + `"`)
+	if b, err = a.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseAnchor(b, true); fault.CodeOf(err) != "rollout_anchor_malformed" || !strings.Contains(err.Error(), "limit") {
 		t.Errorf("too long: %v", err)
 	}
 }
