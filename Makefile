@@ -148,6 +148,12 @@ attacks-check: ## fails when fewer attacks ran than the table says, or one was a
 	@$(GO) -C tools build -o ../bin/attacktable ./attacktable
 	@bin/attacktable -check docs/reference/attacks.md $(wildcard $(RESULTS)/*.json)
 
+.PHONY: mutation
+mutation: ## take out each verification step; the table goes to docs/explanation/mutation-check.md
+	@mkdir -p bin
+	@$(GO) -C tools build -o ../bin/mutation ./mutation
+	@bin/mutation -write docs/explanation/mutation-check.md
+
 .PHONY: mutate
 mutate: ## take out the checks of a package one at a time: make mutate P=./internal/forge/evidence
 	@test -n '$(P)' || { echo 'say which: make mutate P=./internal/forge/evidence'; exit 2; }

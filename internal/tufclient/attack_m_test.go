@@ -158,6 +158,8 @@ func TestAttackMetadata(t *testing.T) {
 			})
 		}, "metadata_malformed"},
 		{"a threshold of zero", role(func(d *metadata.DelegatedRole) { d.Threshold = 0 }), "metadata_malformed"},
+		{"a root by nobody but its own new keys", func(_ *client, r *tufsim.Repo) { otherRoot(r, tufsim.Signers("evil", 2)) }, "metadata_untrusted"},
+		{"a root that its own new keys did not sign", func(_ *client, r *tufsim.Repo) { otherRoot(r, r.Keys.Root.Signers) }, "metadata_untrusted"},
 		{"a root without a role", func(_ *client, r *tufsim.Repo) {
 			tufsim.Forge(r, "metadata/1.root.json", "metadata/2.root.json", r.Keys.Root.Signers, func(m *metadata.RootType) {
 				m.Version = 2
@@ -317,6 +319,24 @@ func TestAttackMetadata(t *testing.T) {
 			}
 		})
 	}
+}
+
+// otherRoot makes root 2 with two keys of an attacker in the place of the
+// publisher's.
+func otherRoot(r *tufsim.Repo, by []crypto.Signer) {
+	tufsim.Forge(r, "metadata/1.root.json", "metadata/2.root.json", by, func(m *metadata.RootType) {
+		m.Version = 2
+		m.Roles[metadata.ROOT].KeyIDs = nil
+		for _, s := range tufsim.Signers("evil", 2) {
+			k, err := metadata.KeyFromPublicKey(s.Public())
+			if err != nil {
+				panic(err)
+			}
+			if err := m.AddKey(k, metadata.ROOT); err != nil {
+				panic(err)
+			}
+		}
+	})
 }
 
 // length claims so many bytes more than the release list has.

@@ -184,7 +184,7 @@ func try(t target, each time.Duration, env []string) outcome {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), each+10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+t.name+"$", "-fuzztime", each.String(), "-fuzzminimizetime", "2s", "-parallel", "1", "./"+t.pkg)
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+t.name+"$", "-fuzztime", each.String(), "-fuzzminimizetime", "0", "-parallel", "1", "./"+t.pkg)
 	cmd.Env = env
 	out, err := cmd.CombinedOutput()
 	return read(string(out), err, time.Since(begin))
