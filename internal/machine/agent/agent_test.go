@@ -114,6 +114,43 @@ Generated from `+"`States` in `internal/machine/agent/state.go`"+`; write it aga
 	golden(t, docs+"/reference/states.md", b.Bytes())
 }
 
+// TestOrderIsDocumented keeps the table in the explanation equal to Order, and
+// klatchd's part of it to what klatchd does.
+func TestOrderIsDocumented(t *testing.T) {
+	var b bytes.Buffer
+	fmt.Fprint(&b, "| step | who | class | what must hold |\n| --- | --- | --- | --- |\n")
+	for _, p := range Order {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", p.Step, p.By, p.Class, p.What)
+	}
+	const file, from, to = docs + "/explanation/trust-on-the-machine.md", "<!-- order, generated -->\n", "<!-- end -->"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(text), from)
+	_, tail, ok2 := strings.Cut(rest, to)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no marks for the table", file)
+	}
+	golden(t, file, []byte(head+from+b.String()+to+tail))
+
+	place := func(s Step) int { return slices.IndexFunc(Order, func(p Place) bool { return p.Step == s }) }
+	last := -1
+	for _, c := range order() {
+		i := place(c.step)
+		if i < 0 || !strings.HasPrefix(Order[i].By, "klatchd") {
+			t.Errorf("klatchd checks %s, which Order does not say", c.step)
+		}
+		if c.step == StepMemory || c.step == StepSelection {
+			continue // a halt is looked for late, and the server is asked early
+		}
+		if i < last {
+			t.Errorf("%s comes later than Order says", c.step)
+		}
+		last = i
+	}
+}
+
 var now = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 
 // healthy is a machine that has confirmed livepatch 3 and checked an hour ago.

@@ -115,7 +115,7 @@ func (a *Agent) checkFailed(ctx context.Context, t *trial, err error, now time.T
 				digests: t.digests, Basis: t.basis, Step: step, Code: c.Code, Text: clip(c.Text)})
 		}
 		if class == Stop && step != StepLog {
-			j.halt(now, step, c.Code, clip(c.Text), t.basis, t.recalls.Version)
+			j.halt(now, step, c.Code, clip(c.Text), t.inForce())
 			a.seen.Halt = j.Halt
 		}
 		a.tell(j, now, notes)

@@ -31,10 +31,22 @@ type Halt struct {
 	Seen  string `json:"seen,omitempty"`  // checkpoint, a signed note
 	Shown string `json:"shown,omitempty"` // the one that contradicts it
 
-	// Of all others: the policy in force. Another anchor or higher recalls end
-	// the halt.
-	Basis   string `json:"basis,omitempty"`
-	Recalls int64  `json:"recalls,omitempty"`
+	// Of all others: the policy in force. A newer one ends the halt.
+	inForce
+}
+
+// inForce is the signed policy that a look found.
+type inForce struct {
+	Basis   string `json:"basis,omitempty"`   // digest of the anchor
+	Recalls int64  `json:"recalls,omitempty"` // version
+	Rollout int64  `json:"rollout,omitempty"` // version of the operator's top list
+}
+
+// newer says whether a halt is answered: by another anchor; of the recalls by
+// higher ones, of the operator's by a newer top list. That root's record went
+// back no policy answers.
+func (p inForce) newer(h Halt) bool {
+	return p.Basis != h.Basis || h.Code == codeRecallsBack && p.Recalls > h.Recalls || h.Step == StepSelection && p.Rollout > h.Rollout
 }
 
 const codeMemoryBack fault.Code = "memory_back"
@@ -71,9 +83,9 @@ func (a *Agent) inHalt() bool {
 }
 
 // endHalt ends a halt that a newer signed policy answers.
-func (a *Agent) endHalt(basis string, recalls int64) error {
+func (a *Agent) endHalt(p inForce) error {
 	h := a.journal().Halt
-	if h == nil || h.Basis == basis && h.Recalls >= recalls || h.Code == codeMemoryBack && h.Basis == basis {
+	if h == nil || !p.newer(*h) {
 		return nil
 	}
 	a.log.LogAttrs(context.Background(), slog.LevelWarn, "halt ended by a newer signed policy", slog.String("code", string(h.Code)))
@@ -169,8 +181,8 @@ func (j *journal) raisePeak(id kernel.BuildID, s livepatch.Sequence) {
 }
 
 // halt writes a halt down that is not the log's.
-func (j *journal) halt(now time.Time, step Step, code fault.Code, text, basis string, recalls int64) {
+func (j *journal) halt(now time.Time, step Step, code fault.Code, text string, p inForce) {
 	if j.Halt == nil {
-		j.Halt = &Halt{At: now, Step: step, Code: code, Text: text, Basis: basis, Recalls: recalls}
+		j.Halt = &Halt{At: now, Step: step, Code: code, Text: text, inForce: p}
 	}
 }

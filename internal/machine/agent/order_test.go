@@ -291,6 +291,12 @@ func TestAHaltEnds(t *testing.T) {
 				w.Errorf("twice: %v", err)
 			}
 		},
+		"another anchor": func(w *world) {
+			w.pub.Anchor.LogPolicy = logsim.New(w, "lab/log", 0).Policy(0)
+			w.pub.Recall(recalls(w, 4))
+			w.pub.Anchor.LogPolicy = ""
+			w.pub.Anchor.ModuleKeys[0].Name = "another"
+		},
 		"higher recalls": func(w *world) { w.pub.Recall(recalls(w, 7)) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -192,3 +192,25 @@ func TestARolloutAnchorIsNotIgnored(t *testing.T) {
 		})
 	}
 }
+
+// TestTiersThatAreRepairedEndTheHalt: the operator's people signed nonsense, and
+// then a newer list.
+func TestTiersThatAreRepairedEndTheHalt(t *testing.T) {
+	inWorld(t, func(w *world) {
+		o := w.operated("canary")
+		good, err := o.Read(w.Context(), rollout.TiersPath, 0)
+		if err != nil {
+			w.Fatal(err)
+		}
+		w.publish(1)
+		o.Select("canary", w.pub, w.machine.Kernel, 1, nil)
+		o.Put(rollout.TiersPath, rollout.File{Role: rollout.RoleTargets, Content: []byte("{}")})
+		w.start()
+		w.within(3*time.Hour, "halted")
+		o.Put(rollout.TiersPath, good) // the same version again is nobody's word
+		time.Sleep(5 * time.Hour)
+		w.wantState("halted", "tiers_malformed")
+		o.Set(func(o *agenttest.Operator) { o.Version++ })
+		w.within(3*time.Hour, "confirmed")
+	})
+}

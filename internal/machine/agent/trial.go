@@ -162,12 +162,21 @@ func (t *trial) takePolicy(ctx context.Context) error {
 	if err := t.raiseFloor(t.start, t.recalls.Issued, "recalls"); err != nil {
 		return at(StepClock, err)
 	}
-	if err := t.endHalt(t.basis, t.recalls.Version); err != nil {
+	if err := t.endHalt(t.inForce()); err != nil {
 		return err
 	}
 	t.anchor = without(t.anchor, t.recalls)
 	t.noticeErr = t.takeNotice(ctx, t.snapshot, t.o.Facts.Kernel)
 	return nil
+}
+
+func (t *trial) inForce() inForce {
+	p := inForce{Basis: t.basis, Recalls: t.recalls.Version}
+	if t.rollout != nil {
+		v, _ := t.rollout.Metadata()
+		p.Rollout = v.Targets
+	}
+	return p
 }
 
 func (t *trial) checkHalt(context.Context) error {

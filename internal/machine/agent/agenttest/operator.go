@@ -26,6 +26,8 @@ type Operator struct {
 	files map[string]rollout.File
 	// Fail is the answer to the next refreshes.
 	Fail error
+	// Version is that of the top list.
+	Version int64
 }
 
 // NewOperator makes one of profile lab.
@@ -110,5 +112,7 @@ func (o *Operator) Read(_ context.Context, path string, _ int64) (rollout.File, 
 
 // Metadata says which state this is.
 func (o *Operator) Metadata() (v wire.Versions, signed time.Time) {
-	return wire.Versions{Root: 1, Timestamp: 9, Snapshot: 1, Targets: 1}, signed
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return wire.Versions{Root: 1, Timestamp: 9, Snapshot: 1, Targets: o.Version}, signed
 }
