@@ -49,7 +49,7 @@ func (t *trial) refreshRollout(ctx context.Context) (err error) {
 	}
 	v, signed := t.rollout.Metadata()
 	if err := t.raiseFloor(t.start, signed, "rollout"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	return t.sawVersions(func(s *wire.Seen) { s.Rollout = &v })
 }

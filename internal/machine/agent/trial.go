@@ -147,7 +147,7 @@ func (t *trial) refresh(ctx context.Context) error {
 	}
 	v, signed := t.snapshot.Metadata()
 	if err := t.raiseFloor(t.start, signed, "metadata"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	return t.sawVersions(func(s *wire.Seen) { s.Patches = &v })
 }
@@ -160,7 +160,7 @@ func (t *trial) takePolicy(ctx context.Context) error {
 		return err
 	}
 	if err := t.raiseFloor(t.start, t.recalls.Issued, "recalls"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	if err := t.endHalt(t.inForce()); err != nil {
 		return err
