@@ -37,7 +37,8 @@ type trial struct {
 	rollout  RolloutSnapshot
 	recalls  livepatch.Recalls
 	offer    wire.Offer
-	digests  digests // of the signed list
+	digests  digests   // of the signed list
+	until    time.Time // when the list expires that names it
 
 	raw      []byte
 	bundle   livepatch.Bundle
@@ -215,6 +216,7 @@ func (t *trial) checkForward(context.Context) error {
 func (t *trial) signedDigests() (digests, error) {
 	var d digests
 	named, err := t.snapshot.Named(t.offer.Target)
+	t.until = named.Until
 	if d.Bundle = named.SHA256; err == nil && t.policy != nil {
 		named, err = t.snapshot.Named(translog.ProofPath(t.offer.Target))
 		d.Proof = named.SHA256
