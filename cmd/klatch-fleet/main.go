@@ -93,7 +93,7 @@ func (o *options) client() (*adminapi.Client, error) {
 }
 
 func machinesCommand(o *options) *cobra.Command {
-	var asJSON bool
+	var asJSON, others bool
 	var ending int
 	c := &cobra.Command{
 		Use: "machines", Short: "list the machines", Args: cobra.NoArgs,
@@ -103,7 +103,14 @@ last seen. A machine that was silent for three hours is marked.
 With --ending N, only those whose kernel has ended or ends within N days, by what
 the publisher told them: the forecast of kernel upgrades. Then the exit status is
 4 where there is one, because somebody must act. Of machines that were told
-nothing nothing is known; their number is printed.`,
+nothing nothing is known; their number is printed.
+
+With --apart, only those that were shown another world than the others: older
+metadata than other machines had accepted three hours before, or a checkpoint of
+the transparency log that has another root than the same size has elsewhere. Why
+is printed for each, and the exit status is 4. A server that lies about one
+machine cannot make it tell the others' versions, but it can keep its words back:
+compare what klatch status --json says there (state.seen).`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := o.client()
 			if err != nil {
@@ -119,16 +126,22 @@ nothing nothing is known; their number is printed.`,
 				list, unknown = forecast(list, ending, time.Now())
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d of %d machines must get another kernel within %d days; of %d nothing is known\n", len(list), all, ending, unknown) //nolint:errcheck // the list matters
 			}
+			if others {
+				var why []string
+				list, why = apart(list)
+				fmt.Fprint(cmd.ErrOrStderr(), strings.Join(why, "")) //nolint:errcheck // the list matters
+			}
 			if err := printMachines(cmd, list, asJSON); err != nil {
 				return err
 			}
-			if ending > 0 && len(list) > 0 {
+			if (ending > 0 || others) && len(list) > 0 {
 				return cli.ExitWith(4)
 			}
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
+	c.Flags().BoolVar(&others, "apart", false, "only machines that were shown other metadata or another log than the others")
 	c.Flags().IntVar(&ending, "ending", 0, "only machines whose kernel has ended or ends within this many days")
 	return c
 }

@@ -39,3 +39,32 @@ func TestForecastOfKernelUpgrades(t *testing.T) {
 		t.Errorf("due %q, %d unknown", ids, unknown)
 	}
 }
+
+func TestMachinesThatWereShownAnotherWorld(t *testing.T) {
+	noon := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	says := func(id string, at time.Time, s *wire.Seen) adminapi.Machine {
+		return adminapi.Machine{ID: id, LastSeen: at, State: &wire.State{Seen: s}}
+	}
+	at := func(patches, rollout int64, size int64, root string) *wire.Seen {
+		return &wire.Seen{Patches: &wire.Versions{Timestamp: patches}, Rollout: &wire.Versions{Timestamp: rollout},
+			Logs: []wire.Checkpoint{{Log: "acme/log", Size: size, Root: root}}}
+	}
+	list := []adminapi.Machine{
+		{ID: "never checked"}, says("an old version", noon, nil),
+		says("fine", noon, at(9, 9, 50, "a")), says("a while ago", noon.Add(-4*time.Hour), at(8, 8, 40, "b")),
+		says("checks next", noon, at(8, 8, 50, "a")), // others went on only now
+		says("kept back", noon, at(7, 8, 30, "x")), says("kept back by the operator's", noon, at(9, 3, 50, "a")),
+		says("another history", noon, at(9, 9, 40, "c")), says("no operator", noon, &wire.Seen{Patches: &wire.Versions{Timestamp: 8}}),
+	}
+	odd, why := apart(list)
+	var ids []string
+	for _, m := range odd {
+		ids = append(ids, m.ID)
+	}
+	if got, want := strings.Join(ids, ", "), "a while ago, kept back, kept back by the operator's, another history"; got != want {
+		t.Errorf("apart: %s\nwant: %s\n%s", got, want, strings.Join(why, ""))
+	}
+	if strings.Count(strings.Join(why, ""), "two histories") != 2 {
+		t.Errorf("why: %q", why)
+	}
+}

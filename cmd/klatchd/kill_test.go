@@ -170,3 +170,63 @@ func killedAt(t *testing.T, call string, n int) bool {
 		}
 	}
 }
+
+// TestAttackDiskFull: the disk is full at one write after the other: what is
+// made durable fails once, at the n-th time. klatchd may end, and systemd starts
+// it again; it may never tell of something that is not on disk, nor load twice.
+func TestAttackDiskFull(t *testing.T) {
+	testkit.Need(t, "strace")
+	const most = 30
+	var hit atomic.Int64
+	t.Run("each", func(t *testing.T) {
+		for n := 1; n <= most; n++ {
+			t.Run(fmt.Sprintf("Attack/L/disk full at write %d", n), func(t *testing.T) {
+				t.Parallel()
+				if fullAt(t, n) {
+					hit.Add(1)
+				}
+			})
+		}
+	})
+	if n := hit.Load(); n < 12 || n == most {
+		t.Errorf("%d writes failed; a journey has more than 12, and fewer than %d", n, most)
+	}
+}
+
+// fullAt is false where the journey has fewer writes.
+func fullAt(t *testing.T, n int) bool {
+	r := newRig(t)
+	r.enroll()
+	r.fleet.Publish(r.machine.Kernel, 1, "CVE-2026-0001")
+	log := filepath.Join(t.TempDir(), "strace")
+	r.start("strace", "-f", "-qq", "-o", log, "-e", "trace=fsync", "-e", "inject=fsync:error=ENOSPC:when="+strconv.Itoa(n))
+	ended := make(chan error, 1)
+	go func() { ended <- r.cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	for {
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Fatal("klatchd ended as if all were well")
+			}
+			r.start()
+			r.checkEnd(r.until("confirmed after a full disk", confirmed))
+			return true
+		case <-time.After(50 * time.Millisecond):
+		}
+		if s, err := local.Dial(r.socket).Status(ctx); err == nil && confirmed(s) {
+			_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
+			<-ended
+			r.checkEnd(s)
+			b, err := os.ReadFile(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Contains(string(b), "ENOSPC")
+		}
+		if ctx.Err() != nil {
+			t.Fatal("neither ended nor confirmed")
+		}
+	}
+}

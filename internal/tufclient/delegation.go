@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/trustedmetadata"
@@ -143,7 +144,7 @@ func (t *tree) load(r releaseRole) (own []Target, err error) {
 		if !r.matches(name) {
 			continue
 		}
-		one, err := target(name, f)
+		one, err := target(name, f, m.Signed.Expires)
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +179,7 @@ func (t *tree) read(r releaseRole, meta *metadata.MetaFiles) (b []byte, kept boo
 }
 
 // target reads one line of a signed list.
-func target(name string, f *metadata.TargetFiles) (Target, error) {
+func target(name string, f *metadata.TargetFiles, until time.Time) (Target, error) {
 	parts := strings.Split(name, "/")
 	if len(name) > 512 || slices.ContainsFunc(parts, func(p string) bool { return !segment.MatchString(p) }) {
 		return Target{}, fault.New(fault.Untrusted, codeMalformed, "target path %.160q is not allowed", name)
@@ -186,7 +187,7 @@ func target(name string, f *metadata.TargetFiles) (Target, error) {
 	if f == nil || f.Length < 0 || len(f.Hashes) != 1 || len(f.Hashes["sha256"]) != sha256.Size {
 		return Target{}, fault.New(fault.Untrusted, codeMalformed, "target %s has no length or not exactly one SHA-256", name)
 	}
-	t := Target{Path: path.Clean(name), Role: metadata.TARGETS, Bytes: f.Length, SHA256: hex.EncodeToString(f.Hashes["sha256"])}
+	t := Target{Path: path.Clean(name), Role: metadata.TARGETS, Bytes: f.Length, SHA256: hex.EncodeToString(f.Hashes["sha256"]), Until: until}
 	if f.Custom != nil {
 		t.Custom = *f.Custom
 	}

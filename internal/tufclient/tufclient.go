@@ -94,6 +94,7 @@ type Target struct {
 	Bytes  int64
 	SHA256 string // lower-case hexadecimal
 	Custom json.RawMessage
+	Until  time.Time // when the list that names it expires
 }
 
 // Snapshot is one verified, consistent state of the repository.
@@ -256,7 +257,7 @@ func newSnapshot(cfg Config, u *updater.Updater, f *fetcher, write func(string, 
 	}
 	s.open = slices.Clone(s.tree.roles)
 	for name, f := range top.Signed.Targets {
-		t, err := target(name, f)
+		t, err := target(name, f, top.Signed.Expires)
 		if err != nil {
 			return nil, err
 		}

@@ -141,6 +141,9 @@ type Seen struct {
 	Logs    []Checkpoint `json:"logs,omitempty"` // the largest of each log
 }
 
+// MaxSeenLogs limits the logs of a Seen.
+const MaxSeenLogs = 4
+
 // Versions are those of a repository's metadata.
 type Versions struct {
 	Root      int64 `json:"root"`

@@ -71,9 +71,15 @@ type Snapshot interface {
 	Recalls() string
 	// Named is a target by the signed list. NotFound means that the list does
 	// not name it.
-	Named(target string) (rollout.Target, error)
+	Named(target string) (Listed, error)
 	// Metadata says which state this is; signed is zero where it does not say.
 	Metadata() (v wire.Versions, signed time.Time)
+}
+
+// Listed is a target by the signed list that names it.
+type Listed struct {
+	rollout.Target
+	Until time.Time // when that list expires; zero: not known
 }
 
 // Rollout is the operator's signed metadata, from wherever it is served.

@@ -148,6 +148,9 @@ func (a *Agent) stage(t *trial) error {
 		}
 	}
 	w := &work{Target: t.offer.Target, Kernel: m.Kernel, Sequence: m.Sequence, Module: m.Module, Fixes: m.Fixes, Digest: t.digests.Bundle}
+	if !t.until.IsZero() {
+		w.Until = t.until.Add(shelfLife).UTC()
+	}
 	if a.journal().Phase == wire.Stalled {
 		if err := a.move(wire.Staged, nil); err != nil {
 			return err

@@ -49,7 +49,7 @@ func (t *trial) refreshRollout(ctx context.Context) (err error) {
 	}
 	v, signed := t.rollout.Metadata()
 	if err := t.raiseFloor(t.start, signed, "rollout"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	return t.sawVersions(func(s *wire.Seen) { s.Rollout = &v })
 }
@@ -79,7 +79,7 @@ var decided = map[fault.Code]Step{
 // machine knows by itself; what the server answered is not asked.
 func (t *trial) chooseSelected(ctx context.Context) error {
 	c, err := rollout.Decide(t.start, rollout.Machine{Tier: t.cfg.Tier, Kernel: t.o.Facts.Kernel}, rollout.View{
-		Patches: t.snapshot.Named,
+		Patches: func(path string) (rollout.Target, error) { l, err := t.snapshot.Named(path); return l.Target, err },
 		Rollout: func(path string, limit int64) (rollout.File, error) { return t.rollout.Read(ctx, path, limit) },
 	})
 	t.offer = wire.Offer{Target: c.Target, Sequence: c.Sequence}

@@ -49,7 +49,7 @@ func checkClock(now time.Time, f Floor) error {
 func (a *Agent) raiseFloor(start, signed time.Time, from string) error {
 	f := Floor{Time: signed.UTC().Truncate(time.Second), From: from}
 	if err := checkClock(start, f); err != nil {
-		return err
+		return at(StepClock, err)
 	}
 	if signed.IsZero() || !f.Time.After(floor(a.journal(), a.cfg.Built).Time) {
 		return nil

@@ -30,8 +30,8 @@ func (oneTarget) Recalls() string { return "" }
 
 func (oneTarget) Metadata() (v wire.Versions, signed time.Time) { return v, signed }
 
-func (o oneTarget) Named(target string) (rollout.Target, error) {
-	return rollout.Target{Path: target, Bytes: int64(len(o)), SHA256: digestOf(o)}, nil
+func (o oneTarget) Named(target string) (Listed, error) {
+	return Listed{Target: rollout.Target{Path: target, Bytes: int64(len(o)), SHA256: digestOf(o)}}, nil
 }
 
 func (o oneTarget) Fetch(context.Context, string, int64) ([]byte, error) { return o, nil }

@@ -61,6 +61,7 @@ type work struct {
 	Kernel   kernel.Build       `json:"kernel"`
 	Sequence livepatch.Sequence `json:"sequence"`
 	Digest   string             `json:"sha256,omitempty"` // of the bundle
+	Until    time.Time          `json:"until,omitzero"`   // not loaded from the disk later than this
 	Module   livepatch.Module   `json:"module"`           // zero for one that the loader has put in at boot
 	Fixes    []livepatch.Fix    `json:"fixes"`
 	AtBoot   bool               `json:"at_boot,omitempty"`

@@ -117,7 +117,7 @@ func (t *trial) checkLog(ctx context.Context) error {
 		return err
 	}
 	if err := t.raiseFloor(t.start, t.policy.CosignedAt(shown.Signed), "cosignature"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	log := shown.Log.String()
 	seen, err := t.policy.OpenUnwitnessed([]byte(m.Seen[log]))

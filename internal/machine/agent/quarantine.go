@@ -47,10 +47,3 @@ func (j *journal) quarantine(q Quarantined) {
 	})
 	j.Quarantine = tail(append(j.Quarantine, q), maxQuarantine)
 }
-
-// freed drops the records that other bytes under the same name have ended.
-func (j *journal) freed(id kernel.BuildID, target string, d digests) {
-	j.Quarantine = slices.DeleteFunc(j.Quarantine, func(q Quarantined) bool {
-		return q.Kernel == id && q.Target == target && q.digests != d
-	})
-}

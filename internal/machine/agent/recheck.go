@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"time"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
@@ -29,6 +30,11 @@ func (s staged) close() {
 	}
 }
 
+// shelfLife is how long after the end of the list that named it a livepatch may
+// still be loaded from the disk: whoever was off line for longer does not know
+// what was recalled meanwhile.
+const shelfLife = 90 * 24 * time.Hour
+
 // recheck checks a staged livepatch once more, from its files, by the anchor,
 // the recalls and the log policy of this moment: days may have passed since it
 // was staged, for a tracer, a stall, or an owner who wanted it so. It needs no
@@ -41,6 +47,10 @@ func (a *Agent) recheck(w work) (_ staged, err error) {
 			err = at(StepRecheck, err)
 		}
 	}()
+	if now := time.Now(); !w.Until.IsZero() && now.After(w.Until) {
+		return s, fault.New(fault.Untrusted, "list_expired", "the signed list that named livepatch %d ended more than %d days ago", w.Sequence, int(shelfLife.Hours()/24)).
+			WithHint("bring the machine to its server: klatch check")
+	}
 	anchor, policy, err := a.trusted()
 	if err != nil {
 		return s, err

@@ -67,6 +67,11 @@ func TestAttackOnWhatIsStaged(t *testing.T) {
 			w.pub.Anchor.Manifest = agenttest.NewPublisher(w).Anchor.Manifest
 		}},
 		{"T/log policy after it was staged", translog.CodeNoProof, func(w *world) { w.keepLog() }},
+		{"L/off line until the list was long dead", "list_expired", func(w *world) {
+			w.server.Set(func(s *agenttest.Server) { s.Fail = fault.New(fault.Unavailable, "server_unavailable", "no route") })
+			time.Sleep(3 * 24 * time.Hour)
+			w.server.Set(func(s *agenttest.Server) { s.Fail = nil })
+		}},
 		{"L/root's record went on meanwhile", "sequence_lower", func(w *world) {
 			w.machine.Change(func(s *loaderapi.Status) { s.Highest = 9 })
 		}},
@@ -79,6 +84,7 @@ func TestAttackOnWhatIsStaged(t *testing.T) {
 					m.Refuse = fault.New(fault.Unavailable, "loader_unreachable", "connect: refused")
 				})
 				w.publish(5)
+				w.pub.Set(func(p *agenttest.Publisher) { p.Until = time.Now().Add(-88 * 24 * time.Hour) })
 				w.within(3*time.Hour, "staged")
 				tt.evil(w)
 				w.server.Set(func(s *agenttest.Server) { s.Offer = nil })

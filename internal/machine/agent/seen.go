@@ -36,13 +36,10 @@ func (a *Agent) sawCheckpoint(c translog.Checkpoint) error {
 	return a.sawVersions(func(s *wire.Seen) {
 		logs := []wire.Checkpoint{{Log: c.Origin, Size: c.Size, Root: c.Root.String()}}
 		for _, l := range s.Logs {
-			if l.Log != c.Origin && len(logs) < maxSeenLogs {
+			if l.Log != c.Origin && len(logs) < wire.MaxSeenLogs {
 				logs = append(logs, l)
 			}
 		}
 		s.Logs = logs
 	})
 }
-
-// maxSeenLogs limits what is told of former logs.
-const maxSeenLogs = 4

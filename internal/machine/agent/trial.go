@@ -37,7 +37,8 @@ type trial struct {
 	rollout  RolloutSnapshot
 	recalls  livepatch.Recalls
 	offer    wire.Offer
-	digests  digests // of the signed list
+	digests  digests   // of the signed list
+	until    time.Time // when the list expires that names it
 
 	raw      []byte
 	bundle   livepatch.Bundle
@@ -147,7 +148,7 @@ func (t *trial) refresh(ctx context.Context) error {
 	}
 	v, signed := t.snapshot.Metadata()
 	if err := t.raiseFloor(t.start, signed, "metadata"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	return t.sawVersions(func(s *wire.Seen) { s.Patches = &v })
 }
@@ -160,7 +161,7 @@ func (t *trial) takePolicy(ctx context.Context) error {
 		return err
 	}
 	if err := t.raiseFloor(t.start, t.recalls.Issued, "recalls"); err != nil {
-		return at(StepClock, err)
+		return err
 	}
 	if err := t.endHalt(t.inForce()); err != nil {
 		return err
@@ -215,6 +216,7 @@ func (t *trial) checkForward(context.Context) error {
 func (t *trial) signedDigests() (digests, error) {
 	var d digests
 	named, err := t.snapshot.Named(t.offer.Target)
+	t.until = named.Until
 	if d.Bundle = named.SHA256; err == nil && t.policy != nil {
 		named, err = t.snapshot.Named(translog.ProofPath(t.offer.Target))
 		d.Proof = named.SHA256

@@ -411,6 +411,18 @@ func attackMachine(t *testing.T) {
 		}
 		wantCode(t, err, fault.Internal, "store_missing")
 	})
+	t.Run("L/FIFO in the store", func(t *testing.T) {
+		r := newRig(t)
+		r.confirmed(6)
+		path := filepath.Join(r.loader.State, running.ID.String(), "6.ko")
+		r.check(os.Remove(path))
+		r.check(unix.Mkfifo(path, 0o600))
+		outcome, err := r.reboot() // and does not hang
+		if outcome != "failed" {
+			t.Errorf("outcome %s", outcome)
+		}
+		wantCode(t, err, fault.Invalid, "bad_descriptor")
+	})
 	t.Run("L/two loaders", func(t *testing.T) {
 		r := newRig(t)
 		r.kernel.OnLoad = func(*os.File) {

@@ -13,6 +13,7 @@ import (
 
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
+	"klatch/internal/livepatch"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/testkit/klpfake"
 )
@@ -57,7 +58,9 @@ func (r *rig) stored() []string {
 	return names
 }
 
-func TestCancel(t *testing.T) {
+func TestCancel(t *testing.T) { t.Run("Attack/L/stuck transition", cancelStuck) }
+
+func cancelStuck(t *testing.T) {
 	r := newRig(t)
 	r.confirmed(1)
 	r.check(r.kernel.Change(func(s *klpfake.State) {
@@ -289,7 +292,9 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
-func TestKernelRefuses(t *testing.T) {
+func TestKernelRefuses(t *testing.T) { t.Run("Attack/L/finit_module refused", kernelRefuses) }
+
+func kernelRefuses(t *testing.T) {
 	for errno, want := range map[unix.Errno]fault.Code{
 		unix.EKEYREJECTED: "kernel_key_rejected", unix.EPERM: "kernel_lockdown", unix.ENOEXEC: "kernel_format",
 		unix.EINVAL: "kernel_refused", unix.ENOENT: "kernel_symbol", unix.ENOMEM: "kernel_memory", unix.EIO: "kernel_error",
@@ -312,7 +317,7 @@ func TestKernelRefuses(t *testing.T) {
 }
 
 func TestJournal(t *testing.T) {
-	t.Run("unreadable", func(t *testing.T) {
+	t.Run("Attack/L/state file corrupt", func(t *testing.T) {
 		for _, text := range []string{"", "{", `{"version":2,"builds":{}}`, `{"version":1}`, `{"version":1,"builds":{},"more":1}`,
 			`{"version":1,"builds":{"ab01000000000000000000000000000000000000":null}}`} {
 			r := newRig(t)
@@ -328,12 +333,29 @@ func TestJournal(t *testing.T) {
 			}
 		}
 	})
-	t.Run("older or lost: what the kernel has still counts", func(t *testing.T) {
+	t.Run("Attack/L/state file deleted: what the kernel has still counts", func(t *testing.T) {
 		r := newRig(t)
 		r.confirmed(5)
 		r.check(os.Remove(filepath.Join(r.loader.State, "journal.json")))
 		_, err := r.load(r.make(4))
 		wantCode(t, err, fault.Conflict, "sequence_lower")
+	})
+	t.Run("Attack/L/state file older: what the kernel has still counts", func(t *testing.T) {
+		r := newRig(t)
+		r.confirmed(3)
+		path := filepath.Join(r.loader.State, "journal.json")
+		old, err := os.ReadFile(path)
+		r.check(err)
+		r.confirmed(5)
+		r.check(os.WriteFile(path, old, 0o600))
+		for _, n := range []livepatch.Sequence{4, 5} {
+			if _, err := r.load(r.make(n)); fault.KindOf(err) != fault.Conflict {
+				t.Errorf("sequence %d: %v", n, err)
+			}
+		}
+		if st := r.status(); st.Loaded == nil || st.Loaded.Sequence != 5 {
+			t.Errorf("status %+v", st)
+		}
 	})
 	t.Run("form", func(t *testing.T) {
 		r := newRig(t)

@@ -49,9 +49,9 @@ func (s snapshot) Recalls() string {
 }
 
 // Named is a target by the signed list.
-func (s snapshot) Named(target string) (rollout.Target, error) {
+func (s snapshot) Named(target string) (agent.Listed, error) {
 	t, err := s.Target(target)
-	return rollout.Target{Path: t.Path, Bytes: t.Bytes, SHA256: t.SHA256}, err
+	return agent.Listed{Target: rollout.Target{Path: t.Path, Bytes: t.Bytes, SHA256: t.SHA256}, Until: t.Until}, err
 }
 
 // Metadata says which state this is.

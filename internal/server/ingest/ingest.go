@@ -151,5 +151,18 @@ func validState(s wire.State) error {
 	if n := s.Notice; n != nil && (len(n.Support) > maxWord || len(n.Until) > maxWord || len(n.Ended) > maxWord || len(n.CVEs) > wire.MaxNoticeCVEs || n.Reboots < 0) {
 		return bad("notice of state is out of range")
 	}
+	if len(s.Class) > maxWord || len(s.Step) > maxWord {
+		return bad("a member of state is too long")
+	}
+	if seen := s.Seen; seen != nil {
+		if len(seen.Logs) > wire.MaxSeenLogs {
+			return bad("state tells of %d logs", len(seen.Logs))
+		}
+		for _, l := range seen.Logs {
+			if len(l.Log) > maxHostname || len(l.Root) > maxWord || l.Size < 0 {
+				return bad("a log of state is out of range")
+			}
+		}
+	}
 	return nil
 }

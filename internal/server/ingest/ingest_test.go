@@ -91,6 +91,16 @@ func TestReportsThatAreRefused(t *testing.T) {
 		},
 		"too many tracers":           func(r *wire.Report) { r.Tracers = slices.Repeat(tracers, tracer.MaxTracers+1) },
 		"a tracer without an effect": func(r *wire.Report) { r.Tracers = []tracer.Tracer{{Kind: tracer.BPF}} },
+		"a long class":               func(r *wire.Report) { r.State.Class = strings.Repeat("x", 65) },
+		"a long step":                func(r *wire.Report) { r.State.Step = strings.Repeat("x", 65) },
+		"too many logs":              func(r *wire.Report) { r.State.Seen = &wire.Seen{Logs: make([]wire.Checkpoint, wire.MaxSeenLogs+1)} },
+		"a log's long name": func(r *wire.Report) {
+			r.State.Seen = &wire.Seen{Logs: []wire.Checkpoint{{Log: strings.Repeat("x", 254)}}}
+		},
+		"a log's long root": func(r *wire.Report) {
+			r.State.Seen = &wire.Seen{Logs: []wire.Checkpoint{{Root: strings.Repeat("x", 65)}}}
+		},
+		"a log that shrank below nothing": func(r *wire.Report) { r.State.Seen = &wire.Seen{Logs: []wire.Checkpoint{{Size: -1}}} },
 	} {
 		r := good
 		change(&r)

@@ -41,6 +41,8 @@ type Publisher struct {
 	static  map[string][]byte // files that no metadata names
 	// Fail is the answer to the next refreshes.
 	Fail error
+	// Until is when its lists expire.
+	Until time.Time
 	// SignedAt is when the metadata says that it was signed.
 	SignedAt time.Time
 	fetched  map[string]int
@@ -192,15 +194,15 @@ func (p *Publisher) Recall(r livepatch.Recalls) {
 }
 
 // Named is a target by the signed list.
-func (p *Publisher) Named(target string) (rollout.Target, error) {
+func (p *Publisher) Named(target string) (agent.Listed, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b, ok := p.targets[target]
 	if !ok {
-		return rollout.Target{}, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
+		return agent.Listed{}, fault.New(fault.NotFound, "target_missing", "target %q is not in the signed list", target)
 	}
 	sum := sha256.Sum256(b)
-	return rollout.Target{Path: target, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])}, nil
+	return agent.Listed{Target: rollout.Target{Path: target, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])}, Until: p.Until}, nil
 }
 
 // Metadata says which state this is.
