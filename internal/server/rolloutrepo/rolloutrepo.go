@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"klatch/internal/durable"
@@ -61,6 +62,8 @@ type Repo struct {
 	mu       sync.Mutex
 	memory   memory
 	released []rollout.Release // as Update was told last; nil: nothing is known
+
+	selected atomic.Pointer[[]rollout.Selection] // in force, for Offered
 }
 
 // memory is what the server was told, and what it published: its file lies
@@ -112,6 +115,7 @@ func Open(data string, log *slog.Logger) (*Repo, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.selected.Store(&state.Selections)
 	b, err = durable.ReadFile(r.files.state, maxMemory)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -241,8 +245,10 @@ func (r *Repo) update(ctx context.Context, now time.Time) (bool, error) {
 		return false, err
 	}
 	var p tufrepo.Publication
+	wanted := s.Selections
 	if r.released != nil {
-		if p, err = difference(s.Selections, rollout.Wanted(now, r.released, s)); err != nil {
+		wanted = rollout.Wanted(now, r.released, s)
+		if p, err = difference(s.Selections, wanted); err != nil {
 			return false, err
 		}
 	}
@@ -257,7 +263,17 @@ func (r *Repo) update(ctx context.Context, now time.Time) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	r.selected.Store(&wanted)
 	return res.Changed, r.remember(res)
+}
+
+// Offered says whether a tier is to run a target now. It is for machines that
+// were not given the operator's anchor, and for pages; others ask the
+// repository itself.
+func (r *Repo) Offered(tier, target string) bool {
+	return slices.ContainsFunc(*r.selected.Load(), func(s rollout.Selection) bool {
+		return s.Tier == tier && s.Target == target && !s.Hold
+	})
 }
 
 // difference is what makes old of wanted.
