@@ -80,13 +80,16 @@ const (
 	maxMemory    = 1 << 20
 )
 
-// epoch is what the clock's part of a version is counted from, in minutes. A
+// epoch is what the clock's part of a version is counted from, in steps. A
 // server that was put back from a backup so takes numbers that it cannot have
-// used, unless it published oftener than once a minute for as long as it was
-// away.
+// used, unless it published oftener than once in a step ever since the backup.
+// A client that has seen nothing takes no version over a million (package
+// tufclient): steps of ten minutes reach that in 2045.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func clock(now time.Time) int64 { return max(int64(now.Sub(epoch)/time.Minute), 1) }
+const step = 10 * time.Minute
+
+func clock(now time.Time) int64 { return max(int64(now.Sub(epoch)/step), 1) }
 
 // Exists says whether a data folder has an operator's repository.
 func Exists(data string) bool {
