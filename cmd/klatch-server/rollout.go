@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -16,6 +17,7 @@ import (
 	"klatch/internal/cli"
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/fleet"
 	"klatch/internal/obs"
 	"klatch/internal/rollout"
 	"klatch/internal/server/repo"
@@ -174,6 +176,14 @@ func openRollout(ctx context.Context, dir string, copied *repo.Repo, log *slog.L
 		log.LogAttrs(ctx, slog.LevelError, "operator's repository was not renewed", obs.Err(err))
 	}
 	return r, nil
+}
+
+// offered is what a machine of a tier may have that follows this server alone.
+func offered(r *rolloutrepo.Repo, tier string, all []fleet.Published) []fleet.Published {
+	if r == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(p fleet.Published) bool { return !r.Offered(tier, p.Target) })
 }
 
 // releases is what the copy offers; nil where that is not known whole, so that

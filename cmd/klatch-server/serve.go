@@ -108,7 +108,7 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 		Rollout: operator, CA: d.ca, Store: db, Repo: copied, AdminDigest: d.AdminDigest, Now: time.Now, Log: log,
 		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Now: time.Now},
 		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log,
-			Published: func() []fleet.Published { return copied.Catalog().Published() }},
+			Published: func(tier string) []fleet.Published { return offered(operator, tier, copied.Catalog().Published()) }},
 		Pages: &web.Pages{Machines: db, Catalog: copied.Catalog, Now: time.Now, Version: version},
 	}
 	cert := &certificate{d: d, log: log}

@@ -31,7 +31,7 @@ func (o Operator) roles(d *metadata.Delegations, root metadata.RootType) ([]rele
 	bad := func(format string, args ...any) ([]releaseRole, error) {
 		return nil, fault.New(fault.Untrusted, codeDelegation, "delegations of the operator's targets: "+format, args...)
 	}
-	if d == nil || d.SuccinctRoles != nil || len(d.Roles) != 2 {
+	if d == nil || len(d.Roles) != 2 { // hash bins have no Roles
 		return bad("not exactly select and promotion")
 	}
 	// Keys are compared by their value: an id is only a name.
@@ -48,7 +48,7 @@ func (o Operator) roles(d *metadata.Delegations, root metadata.RootType) ([]rele
 		if r.Name != roleSelect && r.Name != rolePromotion || slices.ContainsFunc(out, func(o releaseRole) bool { return o.name == r.Name }) {
 			return bad("role %.80q is none of select and promotion, or there twice", r.Name)
 		}
-		if !r.Terminating || len(r.PathHashPrefixes) > 0 || !slices.Equal(r.Paths, []string{r.Name + "/*/*"}) {
+		if !r.Terminating || !slices.Equal(r.Paths, []string{r.Name + "/*/*"}) {
 			return bad("role %s is not terminating with the pattern %s/*/*", r.Name, r.Name)
 		}
 		out = append(out, releaseRole{r.Name, []string{r.Name, "*", "*"}})
@@ -66,11 +66,10 @@ func (o Operator) roles(d *metadata.Delegations, root metadata.RootType) ([]rele
 		if r == nil {
 			return bad("root does not name %s", role)
 		}
-		to, own := online, map[string]string{}
-		collect(own, role, r.KeyIDs, root.Keys)
+		to := online
 		if role == metadata.ROOT || role == metadata.TARGETS {
-			if to = people; r.Threshold < o.Approvers || len(own) < o.Approvers {
-				return bad("%d of %d keys sign %s, at least %d must", r.Threshold, len(own), role, o.Approvers)
+			if to = people; r.Threshold < o.Approvers {
+				return bad("%d keys sign %s, at least %d must", r.Threshold, role, o.Approvers)
 			}
 		}
 		collect(to, role, r.KeyIDs, root.Keys)

@@ -196,11 +196,15 @@ func TestAttackR(t *testing.T) {
 		{"promotion for any path", role("promotion", func(d *metadata.DelegatedRole) { d.Paths = []string{"*/*/*"} }), "delegation_refused"},
 		{"select for promotions", role("select", func(d *metadata.DelegatedRole) { d.Paths = []string{"select/*/*", "promotion/*/*"} }), "delegation_refused"},
 		{"select that does not terminate", role("select", func(d *metadata.DelegatedRole) { d.Terminating = false }), "delegation_refused"},
-		{"select twice", role("promotion", func(d *metadata.DelegatedRole) { d.Name = "select" }), "delegation_refused"},
+		{"select twice", role("promotion", func(d *metadata.DelegatedRole) { d.Name, d.Paths = "select", []string{"select/*/*"} }), "delegation_refused"},
+		{"another role in promotion's place", role("promotion", func(d *metadata.DelegatedRole) { d.Name, d.Paths = "extra", []string{"extra/*/*"} }), "delegation_refused"},
 		{"a third role", top([]string{"targets"}, func(m *metadata.TargetsType) {
 			d := m.Delegations.Roles[0]
 			d.Name, d.Paths = "extra", []string{"extra/*/*"}
 			m.Delegations.Roles = append(m.Delegations.Roles, d)
+		}), "delegation_refused"},
+		{"promotion gone", top([]string{"targets"}, func(m *metadata.TargetsType) {
+			m.Delegations.Roles = m.Delegations.Roles[:1]
 		}), "delegation_refused"},
 		{"no delegation", top([]string{"targets"}, func(m *metadata.TargetsType) { m.Delegations = nil }), "delegation_refused"},
 		{"an approver's key on the server", role("promotion", func(d *metadata.DelegatedRole) {

@@ -66,7 +66,7 @@ func newWorld(t *testing.T) *world {
 	w.API = &api.API{
 		CA: ca, Store: db, Repo: r, Now: time.Now, Log: log, AdminDigest: hex.EncodeToString(digest[:]),
 		Enroller: &enroll.Enroller{CA: ca, Tokens: db, Now: time.Now},
-		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log, Published: func() []fleet.Published { return r.Catalog().Published() }},
+		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log, Published: func(string) []fleet.Published { return r.Catalog().Published() }},
 		Pages:    &web.Pages{Machines: db, Catalog: r.Catalog, Now: time.Now, Version: "test"},
 	}
 	certPEM, keyPEM, err := ca.SignServer([]string{"127.0.0.1"}, now)

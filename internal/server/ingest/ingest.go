@@ -38,7 +38,7 @@ const maxClockLead = 5 * time.Minute
 type Ingester struct {
 	Machines  store.Machines
 	Reports   store.Reports
-	Published func() []fleet.Published // the catalog of the moment
+	Published func(tier string) []fleet.Published // what a tier may have at the moment
 	Now       func() time.Time
 	Log       *slog.Logger
 }
@@ -55,7 +55,13 @@ func (i *Ingester) Check(ctx context.Context, machineID string, q wire.CheckRequ
 	if err := i.Machines.Seen(ctx, i.sighting(machineID, now, now, q.State, q.Facts)); err != nil {
 		return wire.CheckAnswer{}, err
 	}
-	return fleet.Decide(i.Published(), q.Facts.Kernel, q.Sequence), nil
+	// The tier is the one that the machine was enrolled in. A machine with the
+	// operator's anchor asks for itself, by the tier of its own settings.
+	m, err := i.Machines.Machine(ctx, machineID)
+	if err != nil {
+		return wire.CheckAnswer{}, err
+	}
+	return fleet.Decide(i.Published(m.Tier), q.Facts.Kernel, q.Sequence), nil
 }
 
 func (i *Ingester) sighting(machineID string, now, at time.Time, s wire.State, f wire.Facts) store.Sighting {

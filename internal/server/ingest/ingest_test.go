@@ -29,7 +29,7 @@ func newIngester(t *testing.T, now *time.Time, published ...fleet.Published) (*i
 	}
 	t.Cleanup(func() { db.Close() })
 	return &ingest.Ingester{
-		Machines: db, Reports: db, Published: func() []fleet.Published { return published },
+		Machines: db, Reports: db, Published: func(string) []fleet.Published { return published },
 		Now: func() time.Time { return *now }, Log: slog.New(slog.DiscardHandler),
 	}, db
 }

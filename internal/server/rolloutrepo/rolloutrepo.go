@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"klatch/internal/durable"
@@ -61,6 +62,8 @@ type Repo struct {
 	mu       sync.Mutex
 	memory   memory
 	released []rollout.Release // as Update was told last; nil: nothing is known
+
+	selected atomic.Pointer[[]rollout.Selection] // in force, for Offered
 }
 
 // memory is what the server was told, and what it published: its file lies
@@ -77,13 +80,16 @@ const (
 	maxMemory    = 1 << 20
 )
 
-// epoch is what the clock's part of a version is counted from, in minutes. A
+// epoch is what the clock's part of a version is counted from, in steps. A
 // server that was put back from a backup so takes numbers that it cannot have
-// used, unless it published oftener than once a minute for as long as it was
-// away.
+// used, unless it published oftener than once in a step ever since the backup.
+// A client that has seen nothing takes no version over a million (package
+// tufclient): steps of ten minutes reach that in 2045.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func clock(now time.Time) int64 { return max(int64(now.Sub(epoch)/time.Minute), 1) }
+const step = 10 * time.Minute
+
+func clock(now time.Time) int64 { return max(int64(now.Sub(epoch)/step), 1) }
 
 // Exists says whether a data folder has an operator's repository.
 func Exists(data string) bool {
@@ -112,6 +118,7 @@ func Open(data string, log *slog.Logger) (*Repo, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.selected.Store(&state.Selections)
 	b, err = durable.ReadFile(r.files.state, maxMemory)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -241,8 +248,10 @@ func (r *Repo) update(ctx context.Context, now time.Time) (bool, error) {
 		return false, err
 	}
 	var p tufrepo.Publication
+	wanted := s.Selections
 	if r.released != nil {
-		if p, err = difference(s.Selections, rollout.Wanted(now, r.released, s)); err != nil {
+		wanted = rollout.Wanted(now, r.released, s)
+		if p, err = difference(s.Selections, wanted); err != nil {
 			return false, err
 		}
 	}
@@ -257,7 +266,17 @@ func (r *Repo) update(ctx context.Context, now time.Time) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	r.selected.Store(&wanted)
 	return res.Changed, r.remember(res)
+}
+
+// Offered says whether a tier is to run a target now. It is for machines that
+// were not given the operator's anchor, and for pages; others ask the
+// repository itself.
+func (r *Repo) Offered(tier, target string) bool {
+	return slices.ContainsFunc(*r.selected.Load(), func(s rollout.Selection) bool {
+		return s.Tier == tier && s.Target == target && !s.Hold
+	})
 }
 
 // difference is what makes old of wanted.
