@@ -319,6 +319,10 @@ func stateTable() []stateCase {
 		}, "confirmed", "live_patched", "", false},
 		{"no check yet", func(in *inputs) { nothingLoaded(in); in.j.Check = Check{} }, "idle_current", "not_checked", "", false},
 		{"nothing offered", func(in *inputs) { nothingLoaded(in) }, "idle_current", "current", "", false},
+		{"its tier is not open", func(in *inputs) {
+			nothingLoaded(in)
+			in.j.Check.Code, in.j.Check.Text = "not_selected", "the operator wants nothing for this kernel build in tier fleet"
+		}, "idle_current", "not_selected", "in tier fleet", false},
 	}
 }
 

@@ -141,6 +141,8 @@ func describe(in inputs) wire.State {
 		say("no_livepatch", "no_livepatch", "no livepatch is published for kernel %s", o.Facts.Kernel)
 	case j.Check.Result == "":
 		say("idle_current", "not_checked", "no check was made yet")
+	case j.Check.Text != "":
+		say("idle_current", j.Check.Code, "nothing is loaded: %s", j.Check.Text)
 	default:
 		say("idle_current", j.Check.Code, "nothing is loaded, and nothing is offered")
 	}
