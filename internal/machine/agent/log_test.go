@@ -149,3 +149,41 @@ func TestAnotherLogEndsAHalt(t *testing.T) {
 		}
 	})
 }
+
+// TestResumePutsTheLogsMemoryAside: what a person has looked at is kept, and the
+// log is believed anew.
+func TestResumePutsTheLogsMemoryAside(t *testing.T) {
+	inWorld(t, func(w *world) {
+		l := w.keepLog()
+		fork := l.Fork()
+		w.logged(l, 1)
+		w.start()
+		w.within(30*time.Minute, "confirmed")
+		w.logged(fork, 2)
+		w.within(3*time.Hour, "halted")
+		evidence, err := os.ReadFile(filepath.Join(w.dir, "log.json"))
+		if err != nil {
+			w.Fatal(err)
+		}
+		if err := w.agent.Retry(w.Context()); err != nil { // is not enough
+			w.Error(err)
+		}
+		w.wantState("halted", translog.CodeInconsistent)
+		w.logged(l, 3)
+		w.show(l)
+		if err := w.agent.Resume(w.Context()); err != nil {
+			w.Fatal(err)
+		}
+		w.within(3*time.Hour, "confirmed")
+		if s := w.state(); s.Sequence != 3 {
+			w.Errorf("state %+v", s)
+		}
+		kept, err := filepath.Glob(filepath.Join(w.dir, "log.json.halt-*"))
+		if err != nil || len(kept) != 1 {
+			w.Fatalf("kept %v, %v", kept, err)
+		}
+		if b, err := os.ReadFile(kept[0]); err != nil || string(b) != string(evidence) {
+			w.Errorf("the evidence changed: %v\n%s", err, b)
+		}
+	})
+}
