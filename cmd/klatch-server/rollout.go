@@ -164,10 +164,10 @@ the server signs is renewed by serve; what people sign: klatch-fleet keys renew.
 // openRollout opens the operator's repository, signs again what is due, and
 // selects what the copy offers. A server without one gets nil.
 func openRollout(ctx context.Context, dir string, copied *repo.Repo, log *slog.Logger) (*rolloutrepo.Repo, error) {
-	if !rolloutrepo.Exists(dir) {
-		return nil, nil
-	}
 	r, err := rolloutrepo.Open(dir, log)
+	if fault.CodeOf(err) == "no_rollout" {
+		return nil, nil // most servers have none
+	}
 	if err != nil {
 		return nil, err
 	}
