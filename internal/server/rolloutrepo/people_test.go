@@ -63,6 +63,9 @@ func TestPeoplePromoteWithADraft(t *testing.T) {
 			if got := s.lines(); got != "init promote:stable" {
 				t.Errorf("audit %q", got)
 			}
+			if e, _, err := s.Record().Last(1); err != nil || len(e[0].Signed) != 2 || !strings.HasPrefix(e[0].Signed[0], "promotion ") {
+				t.Errorf("who signed: %+v, %v", e, err)
+			}
 			// Tiers are the targets keys' matter, and a renewal works for both.
 			got, err := s.Order(t.Context(), "anna", func(l rollout.Tiers) (rollout.Tiers, error) { return l.Soaks("stable", 1) }, "faster", s.now)
 			if err != nil {
