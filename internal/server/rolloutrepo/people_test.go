@@ -134,6 +134,21 @@ func TestServerKeysAreReplaced(t *testing.T) {
 	if err != nil || look.Role("root").Version != 3 || len(look.Role("select").Keys) != 1 {
 		t.Errorf("%+v, %v", look, err)
 	}
+	newest, err := s.NewestAnchor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Keys(t.Context(), "anna", tufrepo.Change{Reason: "month", Renew: []string{"promotion"}}, s.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Draft.Sign(newest, s.key("promotion-1")); err != nil {
+		t.Errorf("with the newest anchor: %v", err)
+	}
+	d.Draft.Metadata.Root = d.Draft.Roots[1] // the time before the theft
+	if _, err := d.Draft.Sign(newest, s.key("promotion-2")); fault.CodeOf(err) != "draft_of_another" {
+		t.Errorf("an old root: %v", err)
+	}
 	// An approver's key among the server's is refused before it is published.
 	approver, err := keyfile.Public(filepath.Join(s.offline, "promotion-1.key"))
 	if err != nil {

@@ -156,6 +156,18 @@ func (r *Repo) behind() error {
 // Anchor is what machines believe of this operator.
 func (r *Repo) Anchor() *rollout.Anchor { return r.anchor }
 
+// NewestAnchor begins at the root in force: for people and machines that come
+// after a change of keys, so that nobody can show them the time before it.
+func (r *Repo) NewestAnchor() (*rollout.Anchor, error) {
+	roots, err := tufrepo.Roots(r.dir)
+	if err != nil || len(roots) == 0 {
+		return nil, errors.Join(err, fault.New(fault.Internal, "no_root", "repository %s has no root", r.dir))
+	}
+	a := *r.anchor
+	a.Root = roots[len(roots)-1]
+	return &a, nil
+}
+
 // Dir is the folder with metadata/ and targets/, to be served.
 func (r *Repo) Dir() string { return r.dir }
 
