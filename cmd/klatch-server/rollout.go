@@ -27,7 +27,7 @@ import (
 
 func rolloutCommand(dir *string) *cobra.Command {
 	parent := &cobra.Command{Use: "rollout", Short: "the operator's own repository: tiers and promotions", Args: cobra.NoArgs}
-	parent.AddCommand(rolloutInit(dir), rolloutStatus(dir))
+	parent.AddCommand(rolloutInit(dir), rolloutStatus(dir), rolloutAnchor(dir))
 	return parent
 }
 
@@ -118,6 +118,32 @@ func parseTiers(words []string) (rollout.Tiers, error) {
 	return t, nil
 }
 
+func rolloutAnchor(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "anchor FILE",
+		Short: "write an anchor that begins at the root in force",
+		Long: `anchor writes rollout.json with the newest root. Give it to approvers and to new
+machines after root was changed: whoever holds keys that went out can then no
+longer show them the time before. Machines that are there follow by themselves.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := rolloutrepo.Open(*dir, slog.New(slog.DiscardHandler))
+			if err != nil {
+				return cli.Cannot(err, "write an anchor")
+			}
+			a, err := r.NewestAnchor()
+			if err != nil {
+				return cli.Cannot(err, "write an anchor")
+			}
+			b, err := a.Encode()
+			if err == nil {
+				err = durable.WriteFile(args[0], b, 0o644)
+			}
+			return cli.Cannot(err, "write an anchor")
+		},
+	}
+}
+
 func rolloutStatus(dir *string) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -164,10 +190,10 @@ the server signs is renewed by serve; what people sign: klatch-fleet keys renew.
 // openRollout opens the operator's repository, signs again what is due, and
 // selects what the copy offers. A server without one gets nil.
 func openRollout(ctx context.Context, dir string, copied *repo.Repo, log *slog.Logger) (*rolloutrepo.Repo, error) {
-	if !rolloutrepo.Exists(dir) {
-		return nil, nil
-	}
 	r, err := rolloutrepo.Open(dir, log)
+	if fault.CodeOf(err) == "no_rollout" {
+		return nil, nil // most servers have none
+	}
 	if err != nil {
 		return nil, err
 	}

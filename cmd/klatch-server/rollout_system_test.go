@@ -247,6 +247,7 @@ func TestRolloutInALab(t *testing.T) {
 	f.await("canary", k, "1")
 	f.await("canary", other, "1")
 
+	s.run(3, "klatch-fleet", "token", "create", "--tier", "nobody")
 	promote := func(want int, args ...string) {
 		t.Helper()
 		s.run(want, "klatch-fleet", append([]string{"promote", "--reason", "well", "--draft", filepath.Join(s.bin, "none")}, args...)...)

@@ -3,6 +3,7 @@
 package tufclient_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -182,6 +183,31 @@ func TestAttackR(t *testing.T) {
 		}, "metadata_untrusted"},
 		{"promotion by one person and the server", func(o *opsim.Operator) {
 			forgeList(o, "promotion", append(server, "one promotion"), func(m *metadata.TargetsType) { m.Targets[opPath] = promotion(o) })
+		}, "metadata_untrusted"},
+		{"one approver under two ids", func(o *opsim.Operator) {
+			twin := strings.Repeat("ab", 32)
+			forgeList(o, "targets", []string{"targets"}, func(m *metadata.TargetsType) {
+				for i := range m.Delegations.Roles {
+					if r := &m.Delegations.Roles[i]; r.Name == "promotion" {
+						k := *m.Delegations.Keys[r.KeyIDs[0]]
+						k.UnrecognizedFields = map[string]any{"x": "y"}
+						m.Delegations.Keys[twin] = &k
+						r.KeyIDs = []string{r.KeyIDs[0], twin}
+					}
+				}
+			})
+			forgeList(o, "promotion", []string{"one promotion"}, func(m *metadata.TargetsType) { m.Targets[opPath] = promotion(o) })
+			var m map[string]any
+			if err := json.Unmarshal(o.Read("metadata/90.promotion.json"), &m); err != nil {
+				t.Fatal(err)
+			}
+			first := m["signatures"].([]any)[0].(map[string]any)
+			m["signatures"] = []any{first, map[string]any{"keyid": twin, "sig": first["sig"]}}
+			b, err := json.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Write("metadata/90.promotion.json", b)
 		}, "metadata_untrusted"},
 		{"select lists a promotion", func(o *opsim.Operator) {
 			forgeList(o, "select", []string{"select"}, func(m *metadata.TargetsType) { m.Targets[opPath] = promotion(o) })

@@ -173,6 +173,28 @@ func (d *Draft) Files() ([]DraftFile, error) {
 	return out, nil
 }
 
+// SignedBy lists the good signatures of a draft's parts, as "role key-id".
+func (d *Draft) SignedBy() ([]string, error) {
+	_, p, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	add := func(role string, sigs []metadata.Signature) {
+		for _, s := range sigs {
+			out = append(out, role+" "+s.KeyID)
+		}
+	}
+	if p.root != nil {
+		add(metadata.ROOT, p.root.Signatures)
+	}
+	for role, l := range p.lists {
+		add(role, l.Signatures)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
 // Roles lists the parts of a draft.
 func (d *Draft) Roles() []string {
 	var out []string

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 	"time"
@@ -170,6 +171,9 @@ func (a *API) createToken(w http.ResponseWriter, r *http.Request) error {
 	}
 	if o.Seconds < 0 || o.Seconds > int64(enroll.MaxExpiry/time.Second) {
 		return fault.New(fault.Invalid, "bad_expiry", "token that expires after %d seconds: the longest is %s", o.Seconds, enroll.MaxExpiry)
+	}
+	if err := a.knownTier(cmp.Or(o.Tier, enroll.DefaultTier)); err != nil {
+		return err
 	}
 	secret, t, err := a.Enroller.NewToken(r.Context(), enroll.Order{Uses: o.Uses, Expires: time.Duration(o.Seconds) * time.Second, Tier: o.Tier})
 	if err != nil {

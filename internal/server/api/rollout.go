@@ -101,6 +101,19 @@ func (a *API) machinesByTier(r *http.Request) (map[string]int, error) {
 	}
 }
 
+// knownTier refuses a tier that the operator does not have: its machines would
+// get nothing.
+func (a *API) knownTier(tier string) error {
+	if a.Rollout == nil {
+		return nil
+	}
+	s, err := a.Rollout.State()
+	if err == nil && s.Tiers.Index(tier) < 0 {
+		err = fault.New(fault.NotFound, "no_tier", "there is no tier %.60q", tier).WithHint("klatch-fleet tier list; name one of them: --tier NAME")
+	}
+	return err
+}
+
 // order reads the body of a change to the operator's repository.
 func (a *API) order(r *http.Request, v any) error {
 	if a.Rollout == nil {

@@ -40,6 +40,7 @@ type Entry struct {
 	Before json.RawMessage `json:"before,omitempty"`
 	After  json.RawMessage `json:"after,omitempty"`
 	Reason string          `json:"reason,omitempty"`
+	Signed []string        `json:"signed,omitempty"` // by which keys, as "role key-id"
 	Failed string          `json:"failed,omitempty"` // the change of the line before did not happen
 	Prev   string          `json:"prev"`             // SHA-256 of the line before, hexadecimal; empty in the first
 }

@@ -252,6 +252,12 @@ func (r *Repo) complete(ctx context.Context, who string, d *rolloutdraft.Draft, 
 		targets = append(targets, tufrepo.Target{Path: path, Content: content})
 	}
 	e := audit.Entry{At: now.UTC(), Who: who, What: "keys", Reason: d.Metadata.Reason}
+	if e.Signed, err = d.Metadata.SignedBy(); err != nil {
+		return err
+	}
+	if words, err := d.Words(); err == nil {
+		e.After = text(words)
+	}
 	if t, ok := d.Tiers(); ok {
 		e.What, e.Before, e.After = "tiers", text(s.Tiers.Tiers), text(t.Tiers)
 	} else if p := d.Promotions(); len(p) > 0 {

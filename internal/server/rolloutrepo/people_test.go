@@ -63,6 +63,9 @@ func TestPeoplePromoteWithADraft(t *testing.T) {
 			if got := s.lines(); got != "init promote:stable" {
 				t.Errorf("audit %q", got)
 			}
+			if e, _, err := s.Record().Last(1); err != nil || len(e[0].Signed) != 2 || !strings.HasPrefix(e[0].Signed[0], "promotion ") {
+				t.Errorf("who signed: %+v, %v", e, err)
+			}
 			// Tiers are the targets keys' matter, and a renewal works for both.
 			got, err := s.Order(t.Context(), "anna", func(l rollout.Tiers) (rollout.Tiers, error) { return l.Soaks("stable", 1) }, "faster", s.now)
 			if err != nil {
@@ -130,6 +133,21 @@ func TestServerKeysAreReplaced(t *testing.T) {
 	look, err := tufrepo.Look(s.Dir())
 	if err != nil || look.Role("root").Version != 3 || len(look.Role("select").Keys) != 1 {
 		t.Errorf("%+v, %v", look, err)
+	}
+	newest, err := s.NewestAnchor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Keys(t.Context(), "anna", tufrepo.Change{Reason: "month", Renew: []string{"promotion"}}, s.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Draft.Sign(newest, s.key("promotion-1")); err != nil {
+		t.Errorf("with the newest anchor: %v", err)
+	}
+	d.Draft.Metadata.Root = d.Draft.Roots[1] // the time before the theft
+	if _, err := d.Draft.Sign(newest, s.key("promotion-2")); fault.CodeOf(err) != "draft_of_another" {
+		t.Errorf("an old root: %v", err)
 	}
 	// An approver's key among the server's is refused before it is published.
 	approver, err := keyfile.Public(filepath.Join(s.offline, "promotion-1.key"))

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -91,12 +92,6 @@ const step = 10 * time.Minute
 
 func clock(now time.Time) int64 { return max(int64(now.Sub(epoch)/step), 1) }
 
-// Exists says whether a data folder has an operator's repository.
-func Exists(data string) bool {
-	_, err := durable.ReadFile(paths(data).anchor, rollout.MaxAnchor)
-	return err == nil
-}
-
 // Open reads the repository of a server's data folder. It refuses one that is
 // older than what was published from here: its machines have seen more, and
 // would refuse it without an end.
@@ -104,6 +99,11 @@ func Open(data string, log *slog.Logger) (*Repo, error) {
 	r := &Repo{files: paths(data), log: log, memory: memory{Format: memoryFormat, Holds: map[string]string{}, Published: map[string]int64{}}}
 	r.record = audit.Open(r.audit)
 	b, err := durable.ReadFile(r.files.anchor, rollout.MaxAnchor)
+	if _, gone := os.Lstat(filepath.Join(r.dir, "metadata", "timestamp.json")); errors.Is(err, fs.ErrNotExist) && gone == nil {
+		// Going on without it would offer everything to every tier.
+		return nil, fault.New(fault.Conflict, "rollout_anchor_lost", "%s has an operator's repository without its anchor %s", data, r.files.anchor).
+			WithHint("copy the anchor back, from a machine or an approver; or repeat klatch-server rollout init if it was interrupted")
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "no_rollout", "%s has no operator's repository", data).
 			WithHint("make one: klatch-server rollout init --operator NAME --profile lab|small|full")
@@ -155,6 +155,18 @@ func (r *Repo) behind() error {
 
 // Anchor is what machines believe of this operator.
 func (r *Repo) Anchor() *rollout.Anchor { return r.anchor }
+
+// NewestAnchor begins at the root in force: for people and machines that come
+// after a change of keys, so that nobody can show them the time before it.
+func (r *Repo) NewestAnchor() (*rollout.Anchor, error) {
+	roots, err := tufrepo.Roots(r.dir)
+	if err != nil || len(roots) == 0 {
+		return nil, errors.Join(err, fault.New(fault.Internal, "no_root", "repository %s has no root", r.dir))
+	}
+	a := *r.anchor
+	a.Root = roots[len(roots)-1]
+	return &a, nil
+}
 
 // Dir is the folder with metadata/ and targets/, to be served.
 func (r *Repo) Dir() string { return r.dir }

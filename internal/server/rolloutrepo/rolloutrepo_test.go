@@ -40,8 +40,10 @@ type server struct {
 	now           time.Time
 }
 
-func newServer(t *testing.T, profile rollout.Profile) *server {
-	s := &server{t: t, data: filepath.Join(t.TempDir(), "data"), offline: filepath.Join(t.TempDir(), "stick"), now: start}
+func newServer(t *testing.T, profile rollout.Profile) *server { return newServerAt(t, profile, start) }
+
+func newServerAt(t *testing.T, profile rollout.Profile, now time.Time) *server {
+	s := &server{t: t, data: filepath.Join(t.TempDir(), "data"), offline: filepath.Join(t.TempDir(), "stick"), now: now}
 	if err := os.MkdirAll(s.data, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -335,6 +337,17 @@ func TestHeldTierStaysAndGoesOn(t *testing.T) {
 	}
 }
 
+// Versions follow the clock; a machine that has seen nothing takes none over a
+// million.
+func TestNewMachineInFifteenYears(t *testing.T) {
+	t.Parallel()
+	s := newServerAt(t, rollout.Lab, start.AddDate(15, 0, 0))
+	s.release(stock, 1)
+	if c, err := s.decide("canary", stock); err != nil || c.Class != rollout.Take {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestUpdateKeepsWhatItCannotJudge(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, rollout.Lab)
@@ -379,6 +392,9 @@ func TestInitIsRefused(t *testing.T) {
 	}
 	if err := os.Remove(filepath.Join(data, "rollout.json")); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := Open(data, slog.New(slog.DiscardHandler)); fault.CodeOf(err) != "rollout_anchor_lost" || fault.HintOf(err) == "" {
+		t.Errorf("a lost anchor: %v", err)
 	}
 	b, err := Init(t.Context(), data, full, start)
 	if err != nil || string(a.Root) != string(b.Root) {
