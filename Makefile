@@ -62,7 +62,7 @@ tagged = $(shell grep -rlE '^//go:build .*\b$(1)\b' --include='*.go' . 2>/dev/nu
 .PHONY: test
 test: ## tiers 1 and 2, shuffled; add T=TestName or P=./internal/... to narrow
 	$(call count,test,-shuffle=on $(if $(T),-run '$(T)') $(or $(P),./...))
-	@$(GO) -C tools test -json ./... | bin/testcount -save $(RESULTS)/tools.json
+	@$(GO) -C tools test -count=1 -json ./... | bin/testcount -save $(RESULTS)/tools.json
 
 .PHONY: race
 race: ## the same with the race detector; needs a C compiler

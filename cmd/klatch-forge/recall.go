@@ -28,10 +28,10 @@ recalled is neither offered nor loaded, at boot either. A machine that runs it
 keeps running it until its next boot or a higher sequence: build that one.
 
 --floor says the least sequence that may be loaded on a kernel. --revoke-key
-takes back a manifest key ("manifest-1") or the module key ("module"): what is
-signed by it counts no more, where the other keys still reach the threshold.
-Recalls only grow. Without flags, or with --list, says what is recalled; after
-a crash, --resume completes what was begun.`,
+takes back a manifest key ("manifest-1") or the module key ("module"; where the
+anchor has two, the name of one): what is signed by it counts no more, where the
+other keys still reach the threshold. Recalls only grow. Without flags, or with
+--list, says what is recalled; after a crash, --resume completes what was begun.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cli.Cannot(recall(cmd, o, f), "recall")
@@ -41,7 +41,7 @@ a crash, --resume completes what was begun.`,
 	c.Flags().Uint32Var(&f.sequence, "sequence", 0, "sequence to take back")
 	c.Flags().Uint32Var(&f.floor, "floor", 0, "least sequence that may be loaded")
 	c.Flags().StringVar(&f.reason, "reason", "", "why, for the people who read about it on their machines")
-	c.Flags().StringVar(&f.key, "revoke-key", "", "a manifest key's name, or module")
+	c.Flags().StringVar(&f.key, "revoke-key", "", "a manifest key's name, module, or the name of a module key")
 	c.Flags().BoolVar(&f.resume, "resume", false, "publish what recalls.json says")
 	c.Flags().BoolVar(&f.list, "list", false, "say what is recalled")
 	return c

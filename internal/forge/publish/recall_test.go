@@ -17,6 +17,7 @@ import (
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
+	"klatch/internal/trustsign"
 	"klatch/internal/tufrepo"
 )
 
@@ -155,5 +156,41 @@ func TestAStrangerHearsOfRecalls(t *testing.T) {
 	}
 	if l := ask(); l.Accepted || l.Code != "module_key_unknown" {
 		t.Errorf("after: %+v", l)
+	}
+}
+
+// TestAKeyOfTwoGoesByItsName: while a new module key overlaps with the old one,
+// the anchor has both, and the right one is revoked.
+func TestAKeyOfTwoGoesByItsName(t *testing.T) {
+	d := folder(t, trust.Lab)
+	raw, err := os.ReadFile(d.Anchor())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := trust.ParseAnchor(raw, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := a.ModuleKeys[0]
+	if got, err := sign.KeyDigest(d, "module"); err != nil || got != livepatch.KeyDigest(old.Modulus) {
+		t.Errorf("the only one: %s, %v", got, err)
+	}
+	next := old
+	next.Name, next.Modulus = "next", slices.Clone(old.Modulus)
+	next.Modulus[len(next.Modulus)-1] ^= 2
+	a.ModuleKeys = append(a.ModuleKeys, next)
+	if raw, err = trustsign.Anchor(*a); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.Anchor(), raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sign.KeyDigest(d, "module"); fault.CodeOf(err) != "no_such_key" {
+		t.Errorf("one of two, without its name: %v", err)
+	}
+	for _, k := range a.ModuleKeys {
+		if got, err := sign.KeyDigest(d, k.Name); err != nil || got != livepatch.KeyDigest(k.Modulus) {
+			t.Errorf("%s: %s, %v", k.Name, got, err)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -198,12 +199,17 @@ func KeyDigest(d datadir.Dir, name string) (string, error) {
 	if name == "module" && len(a.ModuleKeys) == 1 {
 		return livepatch.KeyDigest(a.ModuleKeys[0].Modulus), nil
 	}
+	// While an old and a new module key overlap, each goes by its own name.
+	named := slices.DeleteFunc(slices.Clone(a.ModuleKeys), func(k trust.ModuleKey) bool { return k.Name != name })
+	if len(named) == 1 {
+		return livepatch.KeyDigest(named[0].Modulus), nil
+	}
 	for _, k := range a.Manifest.Keys {
 		if strings.HasPrefix(k, a.Publisher+"/"+name+"+") {
 			return livepatch.KeyDigest([]byte(k)), nil
 		}
 	}
-	return "", fault.New(fault.NotFound, "no_such_key", "the anchor has no key %.80q", name).WithHint("name one such as manifest-1, or module")
+	return "", fault.New(fault.NotFound, "no_such_key", "the anchor has no key %.80q", name).WithHint("name one such as manifest-1; module, or where there are two module keys the name of one: klatch trust show")
 }
 
 // verifyOwn checks a new bundle as a machine would, with the anchor that

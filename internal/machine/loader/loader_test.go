@@ -3,6 +3,7 @@
 package loader_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -300,19 +301,21 @@ func kernelRefuses(t *testing.T) {
 		unix.EINVAL: "kernel_refused", unix.ENOENT: "kernel_symbol", unix.ENOMEM: "kernel_memory", unix.EIO: "kernel_error",
 		unix.EBUSY: "kernel_busy", unix.EEXIST: "kernel_exists",
 	} {
-		r := newRig(t)
-		r.confirmed(1)
-		before := r.snapshot()
-		r.check(r.kernel.Change(func(s *klpfake.State) { s.Refuse = errno }))
-		_, err := r.load(r.make(2))
-		if fault.CodeOf(err) != want || fault.HintOf(err) == "" {
-			t.Errorf("errno %d: %v, code %q, want %q and a hint", errno, err, fault.CodeOf(err), want)
-		}
-		r.check(r.kernel.Change(func(s *klpfake.State) { s.Refuse = 0 }))
-		if after := r.snapshot(); after != before {
-			t.Errorf("errno %d changed something:\n%s\n%s", errno, before, after)
-		}
-		r.confirmed(2)
+		t.Run(fmt.Sprintf("Attack/L/finit_module refused with error %d", errno), func(t *testing.T) {
+			r := newRig(t)
+			r.confirmed(1)
+			before := r.snapshot()
+			r.check(r.kernel.Change(func(s *klpfake.State) { s.Refuse = errno }))
+			_, err := r.load(r.make(2))
+			if fault.CodeOf(err) != want || fault.HintOf(err) == "" {
+				t.Errorf("errno %d: %v, code %q, want %q and a hint", errno, err, fault.CodeOf(err), want)
+			}
+			r.check(r.kernel.Change(func(s *klpfake.State) { s.Refuse = 0 }))
+			if after := r.snapshot(); after != before {
+				t.Errorf("errno %d changed something:\n%s\n%s", errno, before, after)
+			}
+			r.confirmed(2)
+		})
 	}
 }
 

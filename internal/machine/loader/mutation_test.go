@@ -38,14 +38,16 @@ func TestConfirmLooksAtEachPart(t *testing.T) {
 		"in transition":       func(p *klp.Livepatch) { p.Transition = true },
 		"an object untouched": func(p *klp.Livepatch) { p.Patched = false },
 	} {
-		r := newRig(t)
-		r.run(3)
-		r.check(r.kernel.Change(func(s *klpfake.State) { spoil(&s.Now.Livepatches[0]); s.Hold, s.Left = true, 99 }))
-		_, err := r.client.Confirm(t.Context(), 3)
-		wantCode(t, err, fault.Conflict, "not_done")
-		if st := r.status(); st.Highest != 0 {
-			t.Errorf("%s: highest %d", name, st.Highest)
-		}
+		t.Run("Attack/L/confirm what is "+name, func(t *testing.T) {
+			r := newRig(t)
+			r.run(3)
+			r.check(r.kernel.Change(func(s *klpfake.State) { spoil(&s.Now.Livepatches[0]); s.Hold, s.Left = true, 99 }))
+			_, err := r.client.Confirm(t.Context(), 3)
+			wantCode(t, err, fault.Conflict, "not_done")
+			if st := r.status(); st.Highest != 0 {
+				t.Errorf("%s: highest %d", name, st.Highest)
+			}
+		})
 	}
 }
 
