@@ -21,7 +21,7 @@ import (
 
 // machineConf makes the guest quick for a demo: a real machine asks hourly
 // and soaks for a quarter of an hour.
-const machineConf = "check_interval = \"30s\"\nsoak = \"5s\"\n"
+const machineConf = "check_interval = \"30s\"\nsoak = \"5s\"\ntier = \"" + tier + "\"\n"
 
 // machine boots the guest and shows that it has both flaws.
 func (d *Demo) machine(ctx context.Context) error {
@@ -34,6 +34,7 @@ func (d *Demo) machine(ctx context.Context) error {
 	spec.Files = []lab.File{
 		{Name: "klatch.deb", Source: debs[0]},
 		{Name: "trust.json", Source: filepath.Join(d.data(), "trust.json")},
+		{Name: "rollout.json", Source: d.rolloutAnchor()},
 		{Name: "demo.toml", Data: []byte(machineConf)},
 	}
 	for i, f := range Fixes {
@@ -58,7 +59,7 @@ func (d *Demo) machine(ctx context.Context) error {
 	return d.flaws(ctx, "before", true, true)
 }
 
-// enroll installs our package and lets the machine do its work.
+// enroll installs our package and both anchors; the machine waits for its tier.
 func (d *Demo) enroll(ctx context.Context) error {
 	for _, c := range []struct {
 		show bool
@@ -69,6 +70,7 @@ func (d *Demo) enroll(ctx context.Context) error {
 		{shown, []string{"dpkg", "--install", lab.FilesDir + "/klatch.deb"}},
 		{shown, []string{"klatch", "trust", "allow-lab"}},
 		{shown, []string{"klatch", "trust", "install", lab.FilesDir + "/trust.json"}},
+		{shown, []string{"klatch", "trust", "install-rollout", lab.FilesDir + "/rollout.json"}},
 	} {
 		if _, err := d.in(ctx, c.show, c.argv...); err != nil {
 			return err
@@ -88,6 +90,14 @@ func (d *Demo) enroll(ctx context.Context) error {
 	if res.Exit != 0 {
 		return fmt.Errorf("enroll: %s", res.Stderr)
 	}
+	return d.waits(ctx)
+}
+
+// first opens the tier, and the machine takes livepatch 1.
+func (d *Demo) first(ctx context.Context) error {
+	if err := d.promote(ctx, "canaries are well with livepatch 1"); err != nil {
+		return err
+	}
 	if err := d.await(ctx, 1); err != nil {
 		return err
 	}
@@ -101,8 +111,8 @@ func (d *Demo) enroll(ctx context.Context) error {
 }
 
 func (d *Demo) token(ctx context.Context) (string, error) {
-	d.print("   $ klatch-server token create\n")
-	cmd := exec.CommandContext(ctx, d.program("klatch-server"), "--data", filepath.Join(d.Work, "server"), "token", "create", "--json")
+	d.print("   $ klatch-server token create --tier " + tier + "\n")
+	cmd := exec.CommandContext(ctx, d.program("klatch-server"), "--data", filepath.Join(d.Work, "server"), "token", "create", "--tier", tier, "--json")
 	out, err := cmd.Output()
 	if err != nil {
 		return "", fmt.Errorf("make an enrollment token: %w", err)

@@ -189,36 +189,6 @@ func (s *server) machines(ctx context.Context, token string) ([]row, error) {
 	return list.Machines, s.get(ctx, token, "/api/v1/machines", &list)
 }
 
-// offers waits until the running server has seen what was synced: it looks
-// every two seconds.
-func (s *server) offers(ctx context.Context, tokenFile string, seq livepatch.Sequence) error {
-	token, err := os.ReadFile(tokenFile)
-	if err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
-		var list struct {
-			Livepatches []struct {
-				Sequence livepatch.Sequence `json:"sequence"`
-			} `json:"livepatches"`
-		}
-		if err := s.get(ctx, strings.TrimSpace(string(token)), "/api/v1/livepatches", &list); err != nil {
-			return err
-		}
-		for _, l := range list.Livepatches {
-			if l.Sequence == seq {
-				return nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(300 * time.Millisecond):
-		}
-	}
-	return fmt.Errorf("the server does not offer sequence %d", seq)
-}
-
 // get reads one answer of the admin API.
 func (s *server) get(ctx context.Context, token, path string, into any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.admin+path, nil)

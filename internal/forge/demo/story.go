@@ -90,7 +90,8 @@ func (d *Demo) Run(ctx context.Context) (err error) {
 		{"What cannot be livepatched is refused, with the place and the reason", d.refused},
 		{"A server hands it out", d.serve},
 		{"A machine boots: it has the flaw", d.machine},
-		{"The machine enrolls, verifies, loads and reports", d.enroll},
+		{"The machine enrolls, and waits: nobody has opened its tier", d.enroll},
+		{"The tier is opened; the machine verifies, loads and reports", d.first},
 		{"A second, cumulative livepatch with both fixes replaces the first", d.second},
 		{"The machine reboots without network: the livepatch is back", d.reboot},
 	} {
@@ -247,10 +248,10 @@ func (d *Demo) second(ctx context.Context) error {
 	if err := d.sync(ctx); err != nil {
 		return err
 	}
-	if err := d.server.offers(ctx, filepath.Join(d.Work, "admin-token"), 2); err != nil {
+	if err := d.selects(ctx, 2); err != nil {
 		return err
 	}
-	if err := d.klatch(ctx, "check"); err != nil {
+	if err := d.promote(ctx, "canaries are well with livepatch 2"); err != nil {
 		return err
 	}
 	if err := d.await(ctx, 2); err != nil {
@@ -266,7 +267,10 @@ func (d *Demo) second(ctx context.Context) error {
 func (d *Demo) serve(ctx context.Context) error {
 	dir := filepath.Join(d.Work, "server")
 	if err := d.command(ctx, shown, d.program("klatch-server"), "--data", dir, "init", "--name", lab.HostAddress, "--name", "127.0.0.1",
-		"--anchor", filepath.Join(d.data(), "trust.json"), "--allow-lab", "--admin-token-file", filepath.Join(d.Work, "admin-token")); err != nil {
+		"--anchor", filepath.Join(d.data(), "trust.json"), "--allow-lab", "--admin-token-file", d.adminToken()); err != nil {
+		return err
+	}
+	if err := d.operator(ctx); err != nil {
 		return err
 	}
 	if err := d.sync(ctx); err != nil {
@@ -293,7 +297,7 @@ func (d *Demo) program(name string) string { return filepath.Join(d.Bin, name) }
 
 // summary ends the story with a table that a person understands.
 func (d *Demo) summary(ctx context.Context) error {
-	m, err := d.server.machine(ctx, filepath.Join(d.Work, "admin-token"), wire.Confirmed, livepatch.Sequence(2))
+	m, err := d.server.machine(ctx, d.adminToken(), wire.Confirmed, livepatch.Sequence(2))
 	if err != nil {
 		return err
 	}
@@ -314,7 +318,7 @@ func (d *Demo) summary(ctx context.Context) error {
 	for _, r := range d.rows {
 		d.print("   %-18s %s\n", r[0], r[1])
 	}
-	token, err := os.ReadFile(filepath.Join(d.Work, "admin-token"))
+	token, err := os.ReadFile(d.adminToken())
 	if err != nil {
 		return err
 	}
