@@ -56,7 +56,7 @@ func (s *real) sync(from string) { s.run("klatch-server", "sync", "--data", s.da
 func (s *real) tokenFile() string { return filepath.Join(s.dir, "admin-token") }
 
 // startReal makes a server, copies the repository and serves it.
-func startReal(t *testing.T, anchor []byte, from string) *real {
+func startReal(t *testing.T, anchor []byte, from string, prepare ...func(*real)) *real {
 	t.Helper()
 	dir := t.TempDir()
 	s := &real{t: t, dir: dir, data: filepath.Join(dir, "data")}
@@ -69,6 +69,9 @@ func startReal(t *testing.T, anchor []byte, from string) *real {
 	}
 	s.run("klatch-server", "init", "--data", s.data, "--name", "127.0.0.1", "--anchor", anchorFile, "--allow-lab", "--admin-token-file", s.tokenFile())
 	s.sync(from)
+	for _, f := range prepare {
+		f(s)
+	}
 	server := exec.CommandContext(t.Context(), filepath.Join(dir, "klatch-server"), "serve", "--data", s.data, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
 	out, err := server.StdoutPipe()
 	if err != nil {
@@ -163,6 +166,49 @@ func TestALoggedLivepatchThroughTheRealServer(t *testing.T) {
 	release(2)
 	server.sync(from)
 	r.until("confirmed at 2", func(s agent.Status) bool { return confirmed(s) && s.State.Sequence == 2 })
+}
+
+// TestARealServerOpensATier: an operator's repository made and signed by the
+// real commands. A machine of the second tier takes nothing until somebody has
+// promoted it, though the server holds it and would offer it.
+func TestARealServerOpensATier(t *testing.T) {
+	testkit.Need(t, "root")
+	pub := pubsim.New(t, "acme", time.Now())
+	m := agenttest.NewMachine(t)
+	pub.Release(time.Now(), m.Kernel, 1, "CVE-2026-0001")
+	anchor, err := trustsign.Anchor(*pub.Anchor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := startReal(t, anchor, pub.Serve(), func(s *real) {
+		s.run("klatch-server", "rollout", "init", "--data", s.data, "--operator", "ops", "--profile", "lab", "--tier", "canary", "--tier", "stable")
+	})
+	operator, err := os.ReadFile(filepath.Join(server.data, "rollout.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Write("etc/klatch/rollout.json", string(operator))
+	m.Write("etc/klatch/conf.d/60-tier.toml", "tier = \"stable\"\n")
+	r := server.enrolled(m, pub, anchor)
+	r.until("not selected", func(s agent.Status) bool { return s.Check.Result == "current" && s.Check.Code == "not_selected" })
+	if m.Loads() != 0 {
+		t.Error("loaded without a promotion")
+	}
+	for start := time.Now(); ; time.Sleep(time.Second) { // until canary has it, there is nothing to promote
+		cmd := exec.CommandContext(t.Context(), filepath.Join(server.dir, "klatch-fleet"), "promote", "stable", "--all", "--reason", "well",
+			"--draft", filepath.Join(server.dir, "none"), "--server", server.admin, "--token-file", server.tokenFile())
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			break
+		}
+		if time.Since(start) > 30*time.Second {
+			t.Fatalf("promote: %v\n%s", err, out)
+		}
+	}
+	s := r.until("confirmed", confirmed)
+	if s.Rollout == nil || s.Rollout.Operator != "ops" || s.State.Seen == nil || s.State.Seen.Rollout == nil {
+		t.Errorf("rollout %+v, seen %+v", s.Rollout, s.State.Seen)
+	}
 }
 
 // TestMetadataThatARealDaemonRefuses shows a klatchd that runs livepatch 1

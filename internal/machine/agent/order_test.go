@@ -83,6 +83,14 @@ func attacks() []attack {
 			k.Release = "6.1.0-51-cloud-amd64"
 			w.server.OfferTarget(w.pub.Publish(k, 5), 5)
 		}},
+		{"K/a neighbor's bundle under this kernel's name", agent.StepKernel, agent.Quarantine, "wrong_build", true, func(w *world) {
+			k := w.machine.Kernel
+			k.Release, k.ID[0] = "6.1.0-51-cloud-amd64", k.ID[0]^1
+			_, b := w.pub.Livepatch(k, 5)
+			m, _ := w.pub.Livepatch(w.machine.Kernel, 5)
+			w.pub.Put(m.TargetPath(), b)
+			w.server.OfferTarget(m.TargetPath(), 5)
+		}},
 		{"K/module that is not the manifest's", agent.StepModule, agent.Quarantine, "module_digest", true, func(w *world) {
 			m, b := w.pub.Livepatch(w.machine.Kernel, 5)
 			b[len(b)-1] ^= 1

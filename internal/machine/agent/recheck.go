@@ -13,7 +13,6 @@ import (
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
-	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/translog"
 	"klatch/internal/wire"
@@ -65,13 +64,13 @@ func (a *Agent) recheck(w work) (_ staged, err error) {
 	if err != nil {
 		return s, err
 	}
-	m, err := openManifest(anchor, signed, wire.Offer{Target: w.Target, Sequence: w.Sequence})
+	m, err := anchor.OpenManifest(signed)
 	if err != nil {
 		return s, err
 	}
 	o := a.lastSeen()
 	err = cmp.Or(recalls.Check(m.Kernel.ID, m.Sequence), livepatch.CheckReplace(o.floor(), m.Sequence),
-		kernel.Fits(m.Kernel, o.Facts.Kernel), checkModule(m.Module, module))
+		meant(m, o.Facts.Kernel, wire.Offer{Target: w.Target, Sequence: w.Sequence}), checkModule(m.Module, module))
 	if err != nil || policy == nil {
 		return s, err
 	}

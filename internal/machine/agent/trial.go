@@ -266,21 +266,24 @@ func (t *trial) openBundle(context.Context) (err error) {
 	if t.bundle, err = livepatch.ParseBundle(t.raw); err != nil {
 		return err
 	}
-	t.manifest, err = openManifest(t.anchor, t.bundle.Manifest, t.offer)
+	t.manifest, err = t.anchor.OpenManifest(t.bundle.Manifest)
 	return err
 }
 
-// openManifest opens a signed manifest that must be that of a target.
-func openManifest(anchor *trust.Anchor, signed []byte, offer wire.Offer) (livepatch.Manifest, error) {
-	m, err := anchor.OpenManifest(signed)
-	if err == nil && (m.TargetPath() != offer.Target || m.Sequence != offer.Sequence) {
-		err = fault.New(fault.Untrusted, "wrong_target", "target %.200q with sequence %d holds %q with sequence %d", offer.Target, offer.Sequence, m.TargetPath(), m.Sequence)
-	}
-	return m, err
+func (t *trial) checkKernel(context.Context) error {
+	return meant(t.manifest, t.o.Facts.Kernel, t.offer)
 }
 
-func (t *trial) checkKernel(context.Context) error {
-	return kernel.Fits(t.manifest.Kernel, t.o.Facts.Kernel)
+// meant says whether a manifest is for the kernel that runs, and the one that
+// was asked for.
+func meant(m livepatch.Manifest, running kernel.Build, offer wire.Offer) error {
+	if err := kernel.Fits(m.Kernel, running); err != nil {
+		return err
+	}
+	if m.TargetPath() != offer.Target || m.Sequence != offer.Sequence {
+		return fault.New(fault.Untrusted, "wrong_target", "target %.200q with sequence %d holds %q with sequence %d", offer.Target, offer.Sequence, m.TargetPath(), m.Sequence)
+	}
+	return nil
 }
 
 func (t *trial) checkModule(context.Context) error {
