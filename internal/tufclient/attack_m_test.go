@@ -158,6 +158,10 @@ func TestAttackMetadata(t *testing.T) {
 			})
 		}, "metadata_malformed"},
 		{"a threshold of zero", role(func(d *metadata.DelegatedRole) { d.Threshold = 0 }), "metadata_malformed"},
+		{"snapshot by the timestamp key", func(_ *client, r *tufsim.Repo) {
+			tufsim.Forge(r, "metadata/2.snapshot.json", "metadata/9.snapshot.json", r.Keys.Timestamp.Signers, func(m *metadata.SnapshotType) { m.Version = 9 })
+			pin(r, 9, 9)
+		}, "metadata_untrusted"},
 		{"a root by nobody but its own new keys", func(_ *client, r *tufsim.Repo) { otherRoot(r, tufsim.Signers("evil", 2)) }, "metadata_untrusted"},
 		{"a root that its own new keys did not sign", func(_ *client, r *tufsim.Repo) { otherRoot(r, r.Keys.Root.Signers) }, "metadata_untrusted"},
 		{"a root without a role", func(_ *client, r *tufsim.Repo) {

@@ -78,13 +78,17 @@ func TestCount(t *testing.T) {
 	}
 	good := map[string]string{"klatch/x TestAttack/M": "pass", "klatch/x TestAttack/M/a_b": "pass", "klatch/x TestWhole": "pass",
 		"klatch/y TestSome/Attack/K/c/deep": "pass", "klatch/y TestSome/Attack/K/c": "pass", "klatch/y TestAttacks/K/no": "fail"}
-	r := count(cases, good)
+	r := count(cases, good, "")
 	if len(r.problems) != 0 || r.attacks["M"] != 1 || r.attacks["K"] != 1 || r.passed["K"] != 1 {
 		t.Errorf("%+v", r)
 	}
 	said, err := parseTable(r.markdown())
 	if err != nil || said["M"] != 1 || said["V"] != 0 || len(said) != len(groups) {
 		t.Errorf("read back: %v, %v", said, err)
+	}
+	r = count(cases, map[string]string{"klatch/x TestAttack/M/a_b": "pass"}, "K")
+	if said, err := parseTable(r.markdown()); err != nil || len(r.problems) != 0 || said["K"] != 1 {
+		t.Errorf("a group that did not run here: %v, %q, %v", said, r.problems, err)
 	}
 	for name, change := range map[string]func(map[string]string){
 		"a test that was accepted": func(m map[string]string) { m["klatch/y TestSome/Attack/K/c/deep"] = "fail" },
@@ -96,7 +100,7 @@ func TestCount(t *testing.T) {
 			got[k] = v
 		}
 		change(got)
-		if r := count(cases, got); len(r.problems) != 1 {
+		if r := count(cases, got, ""); len(r.problems) != 1 {
 			t.Errorf("%s: %q", name, r.problems)
 		}
 	}
@@ -111,11 +115,11 @@ func TestCheckComparesWithTheDocument(t *testing.T) {
 	if err := os.WriteFile(doc, []byte("| M | metadata | 44 | 44 | 2 | 2 | 0 |\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := run("", doc, []string{results})
+	err := run("", doc, "", []string{results})
 	if err == nil || !strings.Contains(err.Error(), "group M: 1 attacks ran") || !strings.Contains(err.Error(), "no row for group K") {
 		t.Errorf("got %v", err)
 	}
-	if err := run(doc, "", []string{results}); err == nil || !strings.Contains(err.Error(), "nothing is written") {
+	if err := run(doc, "", "", []string{results}); err == nil || !strings.Contains(err.Error(), "nothing is written") {
 		t.Errorf("written over holes: %v", err)
 	}
 }

@@ -10,6 +10,7 @@
 //	mutation                     all steps, as a table
 //	mutation -steps 9,14         some
 //	mutation -write FILE         puts the table between the two marks in FILE
+//	mutation -build              only sees that each step can be taken out
 //
 // It exits with 1 where a step survived, or where its text is not found: the
 // code has moved, and steps.txt must follow.
@@ -41,8 +42,9 @@ var stepsText string
 func main() {
 	only := flag.String("steps", "", "numbers of `steps`, with commas; empty: all")
 	write := flag.String("write", "", "put the table into this `file`")
+	build := flag.Bool("build", false, "only see that the code compiles without each check")
 	flag.Parse()
-	if err := run(*only, *write); err != nil {
+	if err := run(*only, *write, *build); err != nil {
 		fmt.Fprintln(os.Stderr, "mutation:", err)
 		os.Exit(1)
 	}
@@ -59,7 +61,7 @@ type mutant struct {
 	line     int        // where steps.txt has it
 }
 
-func run(only, write string) error {
+func run(only, write string, build bool) error {
 	ms, err := parseSteps(stepsText)
 	if err != nil {
 		return err
@@ -78,6 +80,9 @@ func run(only, write string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
+	if build {
+		return compile(ms, tmp)
+	}
 	var table strings.Builder
 	say := func(format string, args ...any) {
 		line := fmt.Sprintf(format, args...)
@@ -90,7 +95,8 @@ func run(only, write string) error {
 	for _, m := range ms {
 		failed, err := m.try(tmp)
 		if err != nil {
-			return fmt.Errorf("step %d, %s: %w", m.step, m.about, err)
+			survived = append(survived, fmt.Sprintf("step %d, %s: %v", m.step, m.about, err))
+			continue
 		}
 		steps[m.step] = true
 		say("| %d | %s | `%s` in `%s` | %s |\n", m.step, m.about, m.fn, strings.TrimPrefix(m.file, "internal/"), words(failed))
@@ -106,6 +112,33 @@ func run(only, write string) error {
 	}
 	if len(survived) > 0 {
 		return fmt.Errorf("no attack test misses:\n%s", strings.Join(survived, "\n"))
+	}
+	return nil
+}
+
+// compile builds the package of each mutant, with what it needs of others.
+func compile(ms []mutant, tmp string) error {
+	var bad []string
+	for _, m := range ms {
+		path, changed, err := m.apply(".")
+		if err != nil {
+			return err
+		}
+		instead, err := m.instead(tmp, path, changed)
+		if err != nil {
+			return err
+		}
+		pkg := "./" + filepath.Dir(m.file)
+		if strings.HasPrefix(m.file, "go-tuf:") {
+			pkg = "./internal/tufclient"
+		}
+		if out, err := exec.Command("go", "build", instead, pkg).CombinedOutput(); err != nil {
+			bad = append(bad, fmt.Sprintf("step %d, %s: %s", m.step, m.about, out))
+		}
+	}
+	fmt.Printf("%d checks taken out, %d do not compile\n", len(ms), len(bad))
+	if len(bad) > 0 {
+		return fmt.Errorf("%s", strings.Join(bad, "\n"))
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"klatch/internal/fault"
-	"klatch/internal/machine/loaderapi"
 	"klatch/internal/testkit/klpfake"
 )
 
@@ -86,8 +85,7 @@ func TestAttackOnTheOwner(t *testing.T) {
 		r.check(os.Remove(filepath.Join(r.loader.State, "journal.json")))
 		_, err := r.client.Confirm(t.Context(), 3)
 		wantCode(t, err, fault.Conflict, "no_attempt")
-		var st loaderapi.Status = r.status()
-		if st.Highest != 0 {
+		if st := r.status(); st.Highest != 0 {
 			t.Errorf("highest %d", st.Highest)
 		}
 	})

@@ -195,7 +195,7 @@ func callOf(tid int, r *unix.PtraceRegs) (Call, bool) {
 		return Call{}, false
 	}
 	if k.fd {
-		file, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, int32(k.at(r)))) //nolint:gosec // the kernel takes 32 bits
+		file, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, int32(k.at(r))))
 		return Call{k.name, file}, err == nil && filepath.IsAbs(file)
 	}
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", tid))
@@ -204,7 +204,7 @@ func callOf(tid int, r *unix.PtraceRegs) (Call, bool) {
 	}
 	defer memory.Close() //nolint:errcheck // opened for reading only
 	b := make([]byte, unix.PathMax)
-	got, _ := memory.ReadAt(b, int64(k.at(r))) //nolint:gosec // an address of user space; a short read is one at its end
+	got, _ := memory.ReadAt(b, int64(k.at(r))) // short at the end of what is mapped
 	file, _, _ := strings.Cut(string(b[:got]), "\x00")
 	return Call{k.name, file}, got > 0
 }
