@@ -25,7 +25,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -356,8 +355,8 @@ func (r *Repo) Hold(ctx context.Context, who, tier, reason string, now time.Time
 		if !held {
 			return fault.New(fault.Conflict, "not_held", "tier %s is not on hold", tier).WithHint("klatch-fleet tier list")
 		}
-	} else if strings.ContainsFunc(reason, func(c rune) bool { return c < ' ' }) || len(reason) > 500 {
-		return fault.New(fault.Invalid, "bad_reason", "the reason has %d bytes, or control characters; at most 500", len(reason))
+	} else if err := rollout.CheckReason(reason); err != nil {
+		return fault.New(fault.Invalid, "bad_reason", "%w", err).WithHint("say it in one line of printable characters")
 	}
 	next := memory{memoryFormat, maps.Clone(r.memory.Holds), r.memory.Published}
 	if next.Holds[tier] = reason; reason == "" {

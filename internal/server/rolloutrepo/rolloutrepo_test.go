@@ -322,7 +322,7 @@ func TestHeldTierStaysAndGoesOn(t *testing.T) {
 	for code, try := range map[fault.Code]func() error{
 		"no_tier":    func() error { return s.Hold(t.Context(), "anna", "nobody", "x", s.now) },
 		"not_held":   func() error { return s.Hold(t.Context(), "anna", "stable", "", s.now) },
-		"bad_reason": func() error { return s.Hold(t.Context(), "anna", "stable", "a\nb", s.now) },
+		"bad_reason": func() error { return s.Hold(t.Context(), "anna", "stable", "a\u200bb", s.now) },
 	} {
 		if err := try(); fault.CodeOf(err) != code {
 			t.Errorf("%s: %v", code, err)
