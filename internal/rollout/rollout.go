@@ -173,7 +173,7 @@ func (s Selection) validate() error {
 	if s.Hold != (s.Reason != "") {
 		return bad("a hold has a reason, and only a hold has one")
 	}
-	return checkReason(s.Reason)
+	return CheckReason(s.Reason)
 }
 
 // Encode writes the one form.
@@ -215,7 +215,7 @@ func (p Promotion) validate() error {
 	case p.Reason == "":
 		return bad("no reason is given")
 	}
-	return checkReason(p.Reason)
+	return CheckReason(p.Reason)
 }
 
 // Opens is the time from which the tier may take the bundle.
@@ -235,7 +235,8 @@ func ParsePromotion(b []byte) (Promotion, error) {
 	return parse[Promotion]("promotion", b, MaxPromotionFile)
 }
 
-func checkReason(s string) error {
+// CheckReason refuses a text that a terminal could obey, or that is too long.
+func CheckReason(s string) error {
 	if len(s) > maxReason || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return bad("reason of %d bytes with characters that cannot be printed, or over %d bytes", len(s), maxReason)
 	}

@@ -241,6 +241,12 @@ func TestAttackR(t *testing.T) {
 			}
 			d.KeyIDs = append(d.KeyIDs, id)
 		}), "delegation_refused"},
+		{"one person signs the top list", func(o *opsim.Operator) {
+			tufsim.Forge(o.Repo, "metadata/1.root.json", "metadata/2.root.json", o.Keys.Root.Signers, func(m *metadata.RootType) {
+				m.Version = 2
+				m.Roles["targets"].Threshold = 1
+			})
+		}, "delegation_refused"},
 		{"expired rollout", func(*opsim.Operator) {}, "metadata_expired"},
 	} {
 		t.Run("Attack/R/"+tt.name, func(t *testing.T) {

@@ -105,7 +105,7 @@ func (d *Draft) check() error {
 			continue
 		}
 		sum := sha256.Sum256(content)
-		if !there || int64(len(content)) != f.Bytes || hex.EncodeToString(sum[:]) != f.SHA256 {
+		if int64(len(content)) != f.Bytes || hex.EncodeToString(sum[:]) != f.SHA256 {
 			return bad("the content of %.160q is not there or not what would be signed", f.Path)
 		}
 		if _, err := say(f.Role, f.Path, content); err != nil {

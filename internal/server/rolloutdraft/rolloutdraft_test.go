@@ -19,7 +19,10 @@ import (
 var start = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 
 // draft is a promotion to stable that nobody has signed.
-func draft(t testing.TB) (*opsim.Operator, *Draft) {
+func draft(t testing.TB) (*opsim.Operator, *Draft) { return draftAt(t, "stable") }
+
+// draftAt has the promotion under the path of a tier.
+func draftAt(t testing.TB, tier string) (*opsim.Operator, *Draft) {
 	o := opsim.New(t, "ops", start, rollout.Tier{Name: "canary"}, rollout.Tier{Name: "stable", SoakHours: 24})
 	p := rollout.Promotion{Format: rollout.PromotionFormat, Tier: "stable", Target: "debian-12/amd64/6.1.0-50-cloud-amd64/klatch_1.lpb",
 		SHA256: strings.Repeat("ab", 32), Since: start, PromotedAt: start, Reason: "canaries are well"}
@@ -27,7 +30,7 @@ func draft(t testing.TB) (*opsim.Operator, *Draft) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := rollout.PromotionPath(p.Tier, p.SHA256)
+	path := rollout.PromotionPath(tier, p.SHA256)
 	m, err := tufrepo.Repository{Dir: o.Dir}.PreparePublication(t.Context(), tufrepo.Publication{Targets: []tufrepo.Target{{Path: path, Content: b}}}, "test", start)
 	if err != nil {
 		t.Fatal(err)
@@ -88,6 +91,34 @@ func TestDraftsAreRefused(t *testing.T) {
 	}
 	part := func(m map[string]any) map[string]any {
 		return m["draft"].(map[string]any)["parts"].([]any)[0].(map[string]any)
+	}
+	file := func(m map[string]any, change func(target map[string]any)) {
+		for _, f := range part(m)["metadata"].(map[string]any)["signed"].(map[string]any)["targets"].(map[string]any) {
+			change(f.(map[string]any))
+		}
+	}
+	_, other := draftAt(t, "early")
+	wrongPath, err := other.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, b := range map[string][]byte{
+		"which people do not": set(func(m map[string]any) {
+			part(m)["role"] = "snapshot"
+		}),
+		"not what would be signed": set(func(m map[string]any) { clear(m["files"].(map[string]any)) }),
+		"or not what would": set(func(m map[string]any) {
+			file(m, func(f map[string]any) { f["length"] = f["length"].(float64) + 1 })
+		}),
+		"is not there or not": set(func(m map[string]any) {
+			file(m, func(f map[string]any) { f["hashes"] = map[string]any{"sha256": strings.Repeat("ab", 32)} })
+		}),
+		"1 files that it does not name":          set(func(m map[string]any) { m["files"].(map[string]any)["x"] = "eA==" }),
+		"holds the promotion of debian-12/amd64": wrongPath,
+	} {
+		if _, err := Parse(b); fault.CodeOf(err) != "bad_draft" || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q: %v", want, err)
+		}
 	}
 	for name, b := range map[string][]byte{
 		"nothing":                nil,

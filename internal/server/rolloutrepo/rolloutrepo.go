@@ -25,13 +25,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/obs"
 	"klatch/internal/rollout"
 	"klatch/internal/server/audit"
 	"klatch/internal/tufrepo"
@@ -263,9 +263,7 @@ func (r *Repo) update(ctx context.Context, now time.Time) (bool, error) {
 	wanted := s.Selections
 	if r.released != nil {
 		wanted = rollout.Wanted(now, r.released, s)
-		if p, err = difference(s.Selections, wanted); err != nil {
-			return false, err
-		}
+		p = r.difference(ctx, s.Selections, wanted)
 	}
 	own, people, err := r.signers()
 	if err != nil {
@@ -291,8 +289,9 @@ func (r *Repo) Offered(tier, target string) bool {
 	})
 }
 
-// difference is what makes old of wanted.
-func difference(old, wanted []rollout.Selection) (p tufrepo.Publication, err error) {
+// difference is what makes wanted of old. One that cannot be written, which no
+// verified livepatch should lead to, keeps none of the others back.
+func (r *Repo) difference(ctx context.Context, old, wanted []rollout.Selection) (p tufrepo.Publication) {
 	keep := map[string]bool{}
 	for _, w := range wanted {
 		path := rollout.SelectPath(w.Tier, w.Kernel.ID)
@@ -302,7 +301,8 @@ func difference(old, wanted []rollout.Selection) (p tufrepo.Publication, err err
 		}
 		b, err := w.Encode()
 		if err != nil {
-			return p, err
+			r.log.LogAttrs(ctx, slog.LevelError, "livepatch cannot be selected", slog.String("target", w.Target), obs.Err(err))
+			continue
 		}
 		p.Targets = append(p.Targets, tufrepo.Target{Path: path, Content: b, Replace: true})
 	}
@@ -311,7 +311,7 @@ func difference(old, wanted []rollout.Selection) (p tufrepo.Publication, err err
 			p.Withdraw = append(p.Withdraw, path)
 		}
 	}
-	return p, nil
+	return p
 }
 
 // remember notes the versions that are published.
@@ -356,8 +356,8 @@ func (r *Repo) Hold(ctx context.Context, who, tier, reason string, now time.Time
 		if !held {
 			return fault.New(fault.Conflict, "not_held", "tier %s is not on hold", tier).WithHint("klatch-fleet tier list")
 		}
-	} else if strings.ContainsFunc(reason, func(c rune) bool { return c < ' ' }) || len(reason) > 500 {
-		return fault.New(fault.Invalid, "bad_reason", "the reason has %d bytes, or control characters; at most 500", len(reason))
+	} else if err := rollout.CheckReason(reason); err != nil {
+		return fault.New(fault.Invalid, "bad_reason", "%w", err).WithHint("say it in one line of printable characters")
 	}
 	next := memory{memoryFormat, maps.Clone(r.memory.Holds), r.memory.Published}
 	if next.Holds[tier] = reason; reason == "" {

@@ -322,7 +322,7 @@ func TestHeldTierStaysAndGoesOn(t *testing.T) {
 	for code, try := range map[fault.Code]func() error{
 		"no_tier":    func() error { return s.Hold(t.Context(), "anna", "nobody", "x", s.now) },
 		"not_held":   func() error { return s.Hold(t.Context(), "anna", "stable", "", s.now) },
-		"bad_reason": func() error { return s.Hold(t.Context(), "anna", "stable", "a\nb", s.now) },
+		"bad_reason": func() error { return s.Hold(t.Context(), "anna", "stable", "a\u200bb", s.now) },
 	} {
 		if err := try(); fault.CodeOf(err) != code {
 			t.Errorf("%s: %v", code, err)
@@ -361,6 +361,12 @@ func TestUpdateKeepsWhatItCannotJudge(t *testing.T) {
 	if changed, err := s.Update(t.Context(), nil, s.now); err != nil || changed {
 		t.Errorf("nothing to do: %t, %v", changed, err)
 	}
+	odd := s.released[0]
+	odd.Kernel, odd.Target = other, "elsewhere.lpb"
+	if _, err := s.Update(t.Context(), append(s.released, odd), s.now); err != nil {
+		t.Errorf("one that cannot be written: %v", err)
+	}
+	s.want("canary:1 canary:not_selected stable:not_selected stable:not_selected")
 	if _, err := s.Update(t.Context(), []rollout.Release{}, s.now); err != nil {
 		t.Fatal(err)
 	}
