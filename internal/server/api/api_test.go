@@ -22,6 +22,7 @@ import (
 	"klatch/internal/obs"
 	"klatch/internal/pki"
 	"klatch/internal/server/api"
+	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/enroll"
 	"klatch/internal/server/ingest"
 	"klatch/internal/server/repo"
@@ -58,8 +59,8 @@ func newWorld(t *testing.T) *world {
 	log := obs.NewJSON(w.log, slog.LevelDebug)
 	p := pubsim.New(t, "acme", now)
 	p.Release(now, storetest.Facts("").Kernel, 1, "CVE-2026-0001")
-	r := repo.New(filepath.Join(t.TempDir(), "repository"), filepath.Join(t.TempDir(), "upstream"), p.Anchor, log)
-	if _, err := r.Sync(t.Context(), p.Serve(), http.DefaultClient, now); err != nil {
+	r := repo.New(fsblob.New(t.TempDir()), filepath.Join(t.TempDir(), "upstream"), p.Anchor, log)
+	if _, err := r.Sync(t.Context(), repo.Source{BaseURL: p.Serve(), Client: http.DefaultClient}, now); err != nil {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256([]byte(adminToken))

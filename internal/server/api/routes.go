@@ -37,6 +37,7 @@ var Routes = []Route{
 	{"GET", "/metadata/{file}", Public, (*API).repository, 0},
 	{"GET", "/targets/{path...}", Public, (*API).repository, 0},
 	{"GET", "/log/{path...}", Public, (*API).repository, 0},
+	{"GET", "/left-out.json", Public, (*API).repository, 0},
 
 	{"GET", "/rollout/metadata/{file}", Public, (*API).rolloutFile, 0},
 	{"GET", "/rollout/targets/{path...}", Public, (*API).rolloutFile, 0},

@@ -3,6 +3,7 @@
 package repo
 
 import (
+	"context"
 	"slices"
 
 	"klatch/internal/fault"
@@ -13,7 +14,7 @@ import (
 // withdrawn leaves out of a catalog what the publisher recalled: a machine
 // would refuse it, and nobody should wait for it. Only recalls in the top list
 // count; the newest holds all of the older ones.
-func (r *Repo) withdrawn(c *Catalog, targets []tufclient.Target) error {
+func (r *Repo) withdrawn(ctx context.Context, c *Catalog, targets []tufclient.Target) error {
 	var newest tufclient.Target
 	for _, t := range targets {
 		if v := livepatch.RecallsVersion(t.Path); t.Role == "targets" && v > livepatch.RecallsVersion(newest.Path) {
@@ -23,7 +24,7 @@ func (r *Repo) withdrawn(c *Catalog, targets []tufclient.Target) error {
 	if newest.Path == "" {
 		return nil
 	}
-	signed, err := r.readTarget(newest)
+	signed, err := r.readTarget(ctx, newest)
 	if err != nil {
 		return err
 	}
