@@ -44,7 +44,7 @@ func configureCommand(dir *string) *cobra.Command {
 	var filter repo.Filter
 	var upstream string
 	var minAge, interval time.Duration
-	var asJSON bool
+	var asJSON, closed bool
 	c := &cobra.Command{
 		Use:     "configure",
 		Short:   "change what this server copies",
@@ -74,6 +74,9 @@ func configureCommand(dir *string) *cobra.Command {
 				}
 				s.Interval = duration(interval)
 			}
+			if f.Changed("closed") {
+				s.Closed = closed
+			}
 			if f.Changed("upstream") {
 				if upstream != "" {
 					if _, _, err := tufclient.Source(upstream, nil); err != nil {
@@ -96,6 +99,7 @@ func configureCommand(dir *string) *cobra.Command {
 	f.DurationVar(&minAge, "min-age", 0, "copy livepatches only when they were released this long ago; 0: at once")
 	f.DurationVar(&interval, "interval", defaultInterval, "time between two copies of a running serve")
 	f.StringVar(&upstream, "upstream", "", "where serve copies from: an address or a folder; empty: by hand only")
+	f.BoolVar(&closed, "closed", false, "serve the repository to machines and mirrors of this server only; --closed=false: to anybody")
 	f.BoolVar(&asJSON, "json", false, "print the settings for programs")
 	return c
 }
@@ -121,10 +125,11 @@ type shown struct {
 	Interval string      `json:"sync_interval"`
 	Filter   repo.Filter `json:"filter"`
 	MinAge   string      `json:"min_age"`
+	Closed   bool        `json:"closed"`
 }
 
 func (s settings) shown() shown {
-	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String()}
+	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String(), s.Closed}
 }
 
 func printSettings(w io.Writer, s settings, asJSON bool) error {
@@ -139,7 +144,11 @@ func printSettings(w io.Writer, s settings, asJSON bool) error {
 	if s.MinAge != 0 {
 		age = time.Duration(s.MinAge).String() + " after their release"
 	}
-	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\n", from, s.interval(), s.Filter, age)
+	who := "anybody"
+	if s.Closed {
+		who = "machines and mirrors of this server"
+	}
+	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\nserves:       %s\n", from, s.interval(), s.Filter, age, who)
 	return err
 }
 

@@ -55,6 +55,9 @@ type settings struct {
 	Filter   repo.Filter `json:"filter,omitzero"`
 	MinAge   duration    `json:"min_age,omitzero"`
 	Interval duration    `json:"sync_interval,omitzero"`
+
+	// Closed keeps the repository for machines and mirrors of this server.
+	Closed bool `json:"closed,omitempty"`
 }
 
 // rules are what the owner wants copied.

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -108,9 +109,12 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	var closed atomic.Bool
+	closed.Store(d.Closed)
 	a := &api.API{
 		Rollout: operator, CA: d.ca, Store: db, Repo: copied, AdminDigest: d.AdminDigest, Now: time.Now, Log: log,
-		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Now: time.Now},
+		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Mirrors: db, Now: time.Now},
+		Closed:   closed.Load,
 		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log,
 			Published: func(tier string) []fleet.Published { return offered(operator, tier, copied.Catalog().Published()) },
 			Absent:    func() []fleet.Absent { return copied.Catalog().Absent() }},
@@ -148,7 +152,7 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	trigger := make(chan os.Signal, 1)
 	signal.Notify(trigger, syscall.SIGHUP)
 	defer signal.Stop(trigger)
-	go follow(loop, d, copied, o, trigger, log)
+	go follow(loop, d, copied, o, trigger, &closed, log)
 	if operator != nil {
 		go followRollout(loop, operator, copied, log)
 	}
@@ -199,13 +203,15 @@ func checkAdminAddress(o serveOptions) error {
 // follow keeps the catalog on what is published: it copies from upstream, at
 // its interval or at once on SIGHUP, and it notices when another process has
 // copied. Settings are read again each time.
-func follow(ctx context.Context, d *data, r *repo.Repo, o serveOptions, trigger <-chan os.Signal, log *slog.Logger) {
+func follow(ctx context.Context, d *data, r *repo.Repo, o serveOptions, trigger <-chan os.Signal, closed *atomic.Bool, log *slog.Logger) {
 	look := time.NewTicker(lookInterval)
 	defer look.Stop()
 	var last, retry time.Time
 	wait := time.Duration(0)
 	for {
-		from, interval := o.now(d, log)
+		s := d.settingsNow()
+		closed.Store(s.Closed)
+		from, interval := cmp.Or(o.upstream, s.Upstream), cmp.Or(o.interval, s.interval())
 		if now := time.Now(); from != "" && now.Sub(last) >= min(wait, withJitter(interval, 1)) {
 			last, wait = now, withJitter(interval, rand.Float64()) //nolint:gosec // spreads load, keeps no secret
 			res, err := syncFrom(ctx, d, r, from, nil)
@@ -244,14 +250,14 @@ func withJitter(interval time.Duration, part float64) time.Duration {
 	return interval - time.Duration(float64(interval)/10*(1-part))
 }
 
-// now is where to copy from and how often: flags before settings.
-func (o serveOptions) now(d *data, log *slog.Logger) (from string, interval time.Duration) {
+// settingsNow reads the settings again; those of the start count while they
+// cannot be read, and the next sync says why.
+func (d *data) settingsNow() settings {
 	s, err := readSettings(d.dir)
 	if err != nil {
-		log.Error("settings cannot be read; those of the start count", obs.Err(err))
-		s = d.settings
+		return d.settings
 	}
-	return cmp.Or(o.upstream, s.Upstream), cmp.Or(o.interval, s.interval())
+	return s
 }
 
 // notifyReady tells systemd (sd_notify(3)), if it asked.

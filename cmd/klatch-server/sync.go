@@ -20,6 +20,7 @@ import (
 	"klatch/internal/server/adminapi"
 	"klatch/internal/server/api"
 	"klatch/internal/server/repo"
+	"klatch/internal/server/upstream"
 	"klatch/internal/tufclient"
 )
 
@@ -181,7 +182,19 @@ func syncOnce(ctx context.Context, d *data, r *repo.Repo, from string, now time.
 
 // source makes the client for a source. Whole answers are bounded by package
 // tufclient; the limits here bound the parts in which nothing arrives.
-func (d *data) source(_ context.Context, from string) (base string, client *http.Client, done func(), err error) {
+func (d *data) source(ctx context.Context, from string) (base string, client *http.Client, done func(), err error) {
+	above, err := upstream.Open(d.path(upstreamFile))
+	if err != nil {
+		return "", nil, nil, err
+	}
+	if above != nil && above.Serves(from) {
+		client, err = above.HTTP(ctx, time.Now())
+		// The certificate that could not be renewed may still be good.
+		if err != nil && !time.Now().Before(above.Expires()) {
+			return "", nil, nil, err
+		}
+		return above.Server(), client, client.CloseIdleConnections, nil
+	}
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 20 * time.Second,
 		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: time.Minute,

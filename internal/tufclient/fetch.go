@@ -64,6 +64,9 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // the address is in the text already
 		}
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			return nil, f // of the caller's own client, which knows more
+		}
 		return nil, unavailable(err)
 	}
 	defer answer.Body.Close() //nolint:errcheck // read only

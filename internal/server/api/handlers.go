@@ -44,6 +44,30 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, got)
 }
 
+func (a *API) join(w http.ResponseWriter, r *http.Request) error {
+	var q wire.JoinRequest
+	if err := read(r, &q); err != nil {
+		return err
+	}
+	got, err := a.Enroller.Join(r.Context(), q)
+	if err != nil {
+		return err
+	}
+	return answer(w, got)
+}
+
+func (a *API) renewMirror(w http.ResponseWriter, r *http.Request) error {
+	var q wire.RenewRequest
+	if err := read(r, &q); err != nil {
+		return err
+	}
+	got, err := a.Enroller.RenewMirror(machineID(r), q)
+	if err != nil {
+		return err
+	}
+	return answer(w, got)
+}
+
 func (a *API) check(w http.ResponseWriter, r *http.Request) error {
 	var q wire.CheckRequest
 	if err := read(r, &q); err != nil {
