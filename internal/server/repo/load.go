@@ -28,32 +28,17 @@ import (
 func (r *Repo) Load(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	expires, err := r.firstExpiry(ctx)
-	if fault.KindOf(err) == fault.NotFound {
+	left, leftSum, err := r.readLeftOut(ctx)
+	if err != nil {
+		return fmt.Errorf("read repository %s: %w", r.files.Place(), err)
+	}
+	snapshot, expires, err := r.look(ctx, now)
+	if fault.CodeOf(err) == codeEmpty {
 		r.install(&Catalog{Publisher: r.anchor.Publisher})
 		return nil
 	}
 	if err != nil {
 		return err
-	}
-	if !now.Before(expires) {
-		now = expires.Add(-time.Second)
-	}
-	scratch, err := os.MkdirTemp("", "klatch-catalog-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(scratch) //nolint:errcheck // scratch
-	left, leftSum, err := r.readLeftOut(ctx)
-	if err != nil {
-		return fmt.Errorf("read repository %s: %w", r.files.Place(), err)
-	}
-	snapshot, err := tufclient.Refresh(ctx, tufclient.Config{
-		Root: r.anchor.Root, Dir: scratch, Now: now,
-		BaseURL: "file://localhost", Client: &http.Client{Transport: storeTransport{r.files}},
-	})
-	if err != nil {
-		return fmt.Errorf("read repository %s: %w", r.files.Place(), err)
 	}
 	c := &Catalog{Publisher: r.anchor.Publisher, Version: snapshot.Timestamp, Expires: expires, leftSum: leftSum}
 	var take []tufclient.Target
@@ -95,6 +80,36 @@ func (r *Repo) Load(ctx context.Context, now time.Time) error {
 	}
 	r.install(c)
 	return nil
+}
+
+const codeEmpty fault.Code = "repository_empty"
+
+// look verifies the metadata of the copy as a stranger would, at a time at
+// which it had not expired.
+func (r *Repo) look(ctx context.Context, now time.Time) (snapshot *tufclient.Snapshot, expires time.Time, err error) {
+	expires, err = r.firstExpiry(ctx)
+	if fault.KindOf(err) == fault.NotFound {
+		return nil, expires, fault.New(fault.NotFound, codeEmpty, "%s holds no repository", r.files.Place()).WithHint("copy one first: klatch-server sync")
+	}
+	if err != nil {
+		return nil, expires, err
+	}
+	if !now.Before(expires) {
+		now = expires.Add(-time.Second)
+	}
+	scratch, err := os.MkdirTemp("", "klatch-catalog-")
+	if err != nil {
+		return nil, expires, err
+	}
+	defer os.RemoveAll(scratch) //nolint:errcheck // scratch
+	snapshot, err = tufclient.Refresh(ctx, tufclient.Config{
+		Root: r.anchor.Root, Dir: scratch, Now: now,
+		BaseURL: "file://localhost", Client: &http.Client{Transport: storeTransport{r.files}},
+	})
+	if err != nil {
+		err = fmt.Errorf("read repository %s: %w", r.files.Place(), err)
+	}
+	return snapshot, expires, err
 }
 
 func (r *Repo) install(c *Catalog) {

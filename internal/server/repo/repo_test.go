@@ -17,6 +17,7 @@ import (
 	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/repo"
 	"klatch/internal/testkit/pubsim"
+	"klatch/internal/trust"
 	"klatch/internal/tufclient"
 	"klatch/internal/tufrepo"
 )
@@ -34,17 +35,18 @@ type mirror struct {
 	rules               repo.Rules
 	t                   *testing.T
 	p                   *pubsim.Publisher
+	anchor              *trust.Anchor
 }
 
 func newMirror(t *testing.T, p *pubsim.Publisher) *mirror {
 	data := t.TempDir()
-	m := &mirror{dir: filepath.Join(data, "repository"), data: data, upstream: p.Serve(), t: t, p: p}
+	m := &mirror{dir: filepath.Join(data, "repository"), data: data, upstream: p.Serve(), t: t, p: p, anchor: p.Anchor}
 	m.reopen()
 	return m
 }
 
 func (m *mirror) reopen() {
-	m.Repo = repo.New(fsblob.New(m.dir), filepath.Join(m.data, "upstream"), m.p.Anchor, slog.New(slog.DiscardHandler))
+	m.Repo = repo.New(fsblob.New(m.dir), filepath.Join(m.data, "upstream"), m.anchor, slog.New(slog.DiscardHandler))
 }
 
 func (m *mirror) sync(now time.Time) (repo.Result, error) {

@@ -30,6 +30,9 @@ var servable = regexp.MustCompile(`^/(left-out\.json|metadata/([1-9][0-9]*\.)?[a
 // changing are the files whose content does not follow from their name.
 var changing = regexp.MustCompile(`^(metadata/timestamp\.json|left-out\.json|log/[0-9a-f]{8}/(checkpoint|cosigned))$`)
 
+// Servable says whether a name is one of a repository's files.
+func Servable(name string) bool { return servable.MatchString("/"+name) && len(name) <= 768 }
+
 // How long a cache may answer by itself: for a changing file not at all
 // without asking. The answer is short, and unchanged files cost no body.
 const (
