@@ -68,7 +68,9 @@ func (s settings) rules() repo.Rules {
 // duration is a time span that a person can read in a file.
 type duration time.Duration
 
-func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d duration) MarshalText() ([]byte, error) { //nolint:unparam // of encoding.TextMarshaler
+	return []byte(time.Duration(d).String()), nil
+}
 
 func (d *duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))

@@ -48,7 +48,7 @@ type credential struct {
 func (c credential) LogValue() slog.Value { return slog.StringValue(c.MirrorID) }
 
 const (
-	credentialFormat = "klatch-mirror-identity/1"
+	credentialFormat = "klatch-mirror-identity/1" //nolint:gosec // a version word
 	// callLimit bounds one call of the API; bodies are small.
 	callLimit = 30 * time.Second
 )

@@ -92,7 +92,7 @@ func seek(t *testing.T, s blob.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // read only
 	if r.Size() != 10 {
 		t.Errorf("size %d", r.Size())
 	}
