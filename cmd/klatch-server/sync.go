@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -177,6 +179,11 @@ func syncOnce(ctx context.Context, d *data, r *repo.Repo, from string, now time.
 		return repo.Result{}, err
 	}
 	defer done()
+	if strings.HasPrefix(base, "http") { // not a folder
+		saving := *client
+		saving.Transport = tufclient.Saver{Next: client.Transport, Dir: filepath.Join(d.path(memoryDir), "transfer")}
+		client = &saving
+	}
 	return r.Sync(ctx, repo.Source{BaseURL: base, Client: client, Rules: s.rules(), Progress: tell}, now)
 }
 

@@ -38,6 +38,8 @@ type fetcher struct {
 	// roots collects the root files that were downloaded, by name. Only those
 	// up to the version that was accepted in the end are verified.
 	roots map[string][]byte
+
+	resumed bool // the last file began with what an earlier transfer left
 }
 
 // DownloadFile gets one file of at most limit bytes.
@@ -73,6 +75,7 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 	if answer.StatusCode != http.StatusOK {
 		return nil, &metadata.ErrDownloadHTTP{StatusCode: answer.StatusCode, URL: address}
 	}
+	f.resumed = answer.Header.Get(resumedHeader) != ""
 	b, err := io.ReadAll(io.LimitReader(answer.Body, limit+1))
 	if err != nil {
 		return nil, unavailable(err)
