@@ -202,12 +202,16 @@ func (d *data) source(ctx context.Context, from string) (base string, client *ht
 		}
 		return above.Server(), client, client.CloseIdleConnections, nil
 	}
-	t := &http.Transport{
+	t := plainTransport()
+	base, client, err = tufclient.Source(from, &http.Client{Transport: t, CheckRedirect: sameHost})
+	return base, client, t.CloseIdleConnections, err
+}
+
+func plainTransport() *http.Transport {
+	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 20 * time.Second,
 		ResponseHeaderTimeout: time.Minute, IdleConnTimeout: time.Minute,
 	}
-	base, client, err = tufclient.Source(from, &http.Client{Transport: t, CheckRedirect: sameHost})
-	return base, client, t.CloseIdleConnections, err
 }
 
 // sameHost refuses to be sent elsewhere: the owner named one place, and what

@@ -354,7 +354,7 @@ func (s *Snapshot) Download(ctx context.Context, t Target, limit int64) ([]byte,
 	}
 	f := fetcher{ctx: context.WithValue(ctx, lengthKey{}, t.Bytes), client: s.cfg.Client, timeout: s.cfg.Timeout}
 	b, err := f.DownloadFile(address, t.Bytes, 0)
-	if f.resumed && (fault.CodeOf(err) == codeMalformed || err == nil && !t.is(b)) {
+	if f.resumed && (fault.CodeOf(err) == codeMalformed || err == nil && !t.Is(b)) {
 		// What an earlier transfer left was not the beginning. It is gone now.
 		b, err = f.DownloadFile(address, t.Bytes, 0)
 	}
@@ -370,15 +370,15 @@ func (s *Snapshot) Download(ctx context.Context, t Target, limit int64) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	if !t.is(b) {
+	if !t.Is(b) {
 		return nil, fault.New(fault.Untrusted, codeDigest, "target %s: %d bytes with another digest than the signed one", t.Path, len(b)).
 			WithHint("the server's copy is damaged or was changed; nothing of it is used")
 	}
 	return b, nil
 }
 
-// is says whether bytes are those that were signed.
-func (t Target) is(b []byte) bool {
+// Is says whether bytes are those that were signed.
+func (t Target) Is(b []byte) bool {
 	sum := sha256.Sum256(b)
 	return int64(len(b)) == t.Bytes && hex.EncodeToString(sum[:]) == t.SHA256
 }

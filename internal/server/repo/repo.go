@@ -106,30 +106,38 @@ func (r *Repo) open(t tufclient.Target, content []byte) (*Entry, error) {
 	if e, ok := r.known[t.Path+t.SHA256]; ok {
 		return &e, nil
 	}
-	b, err := livepatch.ParseBundle(content)
+	e, err := Verify(r.anchor, t, content)
 	if err != nil {
 		return nil, err
 	}
-	m, err := r.anchor.OpenManifest(b.Manifest)
+	r.known[t.Path+t.SHA256] = e
+	return &e, nil
+}
+
+// Verify opens a livepatch that the signed list names.
+func Verify(anchor *trust.Anchor, t tufclient.Target, content []byte) (Entry, error) {
+	b, err := livepatch.ParseBundle(content)
 	if err != nil {
-		return nil, err
+		return Entry{}, err
+	}
+	m, err := anchor.OpenManifest(b.Manifest)
+	if err != nil {
+		return Entry{}, err
 	}
 	sum := sha256.Sum256(b.Module)
 	switch {
 	case m.TargetPath() != t.Path:
-		return nil, fault.New(fault.Untrusted, "target_path", "manifest belongs at %s", m.TargetPath())
+		return Entry{}, fault.New(fault.Untrusted, "target_path", "manifest belongs at %s", m.TargetPath())
 	case m.Module.Bytes != int64(len(b.Module)) || m.Module.SHA256 != hex.EncodeToString(sum[:]):
-		return nil, fault.New(fault.Untrusted, "module_digest", "module is not the one in its manifest")
+		return Entry{}, fault.New(fault.Untrusted, "module_digest", "module is not the one in its manifest")
 	}
-	if _, err := r.anchor.VerifyModule(b.Module); err != nil {
-		return nil, err
+	if _, err := anchor.VerifyModule(b.Module); err != nil {
+		return Entry{}, err
 	}
-	e := Entry{
+	return Entry{
 		Published: fleet.Published{Target: t.Path, Kernel: m.Kernel, Sequence: m.Sequence, Fixes: m.Fixes},
 		Bytes:     t.Bytes, SHA256: t.SHA256, Functions: len(m.Functions),
-	}
-	r.known[t.Path+t.SHA256] = e
-	return &e, nil
+	}, nil
 }
 
 func targetName(t tufclient.Target) string { return "targets/" + tufclient.BlobPath(t) }
