@@ -51,7 +51,10 @@ func exportCommand(dir *string) *cobra.Command {
 			if err != nil {
 				return cli.Cannot(err, "export to %s", args[0])
 			}
-			r := d.repo(slog.New(slog.DiscardHandler))
+			r, err := d.repo(cmd.Context(), slog.New(slog.DiscardHandler))
+			if err != nil {
+				return cli.Cannot(err, "export to %s", args[0])
+			}
 			var m archive.Manifest
 			var left []repo.LeftOut
 			bytes, sum, err := writeWhole(args[0], func(w io.Writer) error {
@@ -182,7 +185,10 @@ func importArchive(cmd *cobra.Command, dir string, a *archive.Archive, name stri
 	if err != nil {
 		return repo.Result{}, err
 	}
-	r := d.repo(slog.New(slog.DiscardHandler))
+	r, err := d.repo(cmd.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return repo.Result{}, err
+	}
 	if err := r.Load(cmd.Context(), now); err != nil && cmd.Context().Err() != nil {
 		return repo.Result{}, err
 	}

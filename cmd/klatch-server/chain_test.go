@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"klatch/internal/livepatch"
+	"klatch/internal/pki"
 	"klatch/internal/testkit/pubsim"
 	"klatch/internal/trustsign"
 	"klatch/internal/tufclient"
@@ -41,6 +42,16 @@ func (s *stage) join(above *stage) {
 		s.t.Fatal(err)
 	}
 	s.run(0, "klatch-server", "join", above.fleet, "--token-file", file, "--name", "below")
+}
+
+// trusting is the TLS end of one who has only a token.
+func (s *stage) trusting(token string) *tls.Config {
+	s.t.Helper()
+	c, err := pki.TLSForToken(wire.Token(token), "127.0.0.1")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
 }
 
 func withoutCertificate(c *tls.Config) *tls.Config {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -126,10 +127,11 @@ type shown struct {
 	Filter   repo.Filter `json:"filter"`
 	MinAge   string      `json:"min_age"`
 	Closed   bool        `json:"closed"`
+	Storage  string      `json:"storage"`
 }
 
 func (s settings) shown() shown {
-	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String(), s.Closed}
+	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String(), s.Closed, s.Storage}
 }
 
 func printSettings(w io.Writer, s settings, asJSON bool) error {
@@ -148,7 +150,8 @@ func printSettings(w io.Writer, s settings, asJSON bool) error {
 	if s.Closed {
 		who = "machines and mirrors of this server"
 	}
-	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\nserves:       %s\n", from, s.interval(), s.Filter, age, who)
+	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\nserves:       %s\nkept in:      %s\n",
+		from, s.interval(), s.Filter, age, who, cmp.Or(s.Storage, "the data folder"))
 	return err
 }
 
@@ -168,7 +171,10 @@ func statusCommand(dir *string) *cobra.Command {
 			if err != nil {
 				return cli.Cannot(err, "say what is copied")
 			}
-			r := d.repo(slog.New(slog.DiscardHandler)) // problems are in the catalog
+			r, err := d.repo(cmd.Context(), slog.New(slog.DiscardHandler)) // problems are in the catalog
+			if err != nil {
+				return cli.Cannot(err, "say what is copied")
+			}
 			if err := r.Load(cmd.Context(), time.Now()); err != nil {
 				return cli.Cannot(err, "say what is copied")
 			}

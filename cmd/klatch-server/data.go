@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -21,7 +22,6 @@ import (
 	"klatch/internal/durable"
 	"klatch/internal/fault"
 	"klatch/internal/pki"
-	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/repo"
 	"klatch/internal/trust"
 )
@@ -55,6 +55,10 @@ type settings struct {
 	Filter   repo.Filter `json:"filter,omitzero"`
 	MinAge   duration    `json:"min_age,omitzero"`
 	Interval duration    `json:"sync_interval,omitzero"`
+
+	// Storage is where the copy lies: an s3:// address or a folder; empty: the
+	// folder repository of the data folder.
+	Storage string `json:"storage,omitempty"`
 
 	// Closed keeps the repository for machines and mirrors of this server.
 	Closed bool `json:"closed,omitempty"`
@@ -155,8 +159,13 @@ func loadAnchor(path string, allowLab bool) (*trust.Anchor, error) {
 	return a, err
 }
 
-func (d *data) repo(log *slog.Logger) *repo.Repo {
-	return repo.New(fsblob.New(d.path(copyDir)), d.path(memoryDir), d.anchor, log)
+// repo opens the copy where the settings say it lies.
+func (d *data) repo(ctx context.Context, log *slog.Logger) (*repo.Repo, error) {
+	files, err := openStorage(ctx, d.dir, d.Storage)
+	if err != nil {
+		return nil, err
+	}
+	return repo.New(files, d.path(memoryDir), d.anchor, log), nil
 }
 
 // certificate is the server's own, renewed when a third of its life is left.

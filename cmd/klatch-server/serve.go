@@ -99,7 +99,11 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 		return err
 	}
 	defer db.Close() //nolint:errcheck // every write was committed
-	copied := d.repo(log)
+	files, err := newMovable(ctx, d)
+	if err != nil {
+		return err
+	}
+	copied := repo.New(files, d.path(memoryDir), d.anchor, log)
 	if err := copied.Load(ctx, time.Now()); err != nil {
 		// Machines can still enroll and report; the next sync mends the copy.
 		log.LogAttrs(ctx, slog.LevelError, "repository cannot be read", obs.Err(err))
@@ -152,7 +156,7 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	trigger := make(chan os.Signal, 1)
 	signal.Notify(trigger, syscall.SIGHUP)
 	defer signal.Stop(trigger)
-	go follow(loop, d, copied, o, trigger, &closed, log)
+	go follow(loop, d, copied, o, trigger, func(s settings) { closed.Store(s.Closed); files.follow(loop, s.Storage, log) }, log)
 	if operator != nil {
 		go followRollout(loop, operator, copied, log)
 	}
@@ -203,14 +207,14 @@ func checkAdminAddress(o serveOptions) error {
 // follow keeps the catalog on what is published: it copies from upstream, at
 // its interval or at once on SIGHUP, and it notices when another process has
 // copied. Settings are read again each time.
-func follow(ctx context.Context, d *data, r *repo.Repo, o serveOptions, trigger <-chan os.Signal, closed *atomic.Bool, log *slog.Logger) {
+func follow(ctx context.Context, d *data, r *repo.Repo, o serveOptions, trigger <-chan os.Signal, obey func(settings), log *slog.Logger) {
 	look := time.NewTicker(lookInterval)
 	defer look.Stop()
 	var last, retry time.Time
 	wait := time.Duration(0)
 	for {
 		s := d.settingsNow()
-		closed.Store(s.Closed)
+		obey(s)
 		from, interval := cmp.Or(o.upstream, s.Upstream), cmp.Or(o.interval, s.interval())
 		if now := time.Now(); from != "" && now.Sub(last) >= min(wait, withJitter(interval, 1)) {
 			last, wait = now, withJitter(interval, rand.Float64()) //nolint:gosec // spreads load, keeps no secret

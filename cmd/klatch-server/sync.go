@@ -57,7 +57,10 @@ func syncCommand(dir *string) *cobra.Command {
 			if from == "" {
 				return cli.Cannot(fault.New(fault.Invalid, "no_source", "no source was given").WithHint("say where the publisher's repository is: --from DIR|URL"), "sync")
 			}
-			r := d.repo(slog.New(slog.DiscardHandler)) // errors are in the result
+			r, err := d.repo(cmd.Context(), slog.New(slog.DiscardHandler)) // errors are in the result
+			if err != nil {
+				return cli.Cannot(err, "sync from %s", from)
+			}
 			// A copy that cannot be read is no reason to stop: it is made anew.
 			if err := r.Load(cmd.Context(), time.Now()); err != nil && cmd.Context().Err() != nil {
 				return cli.Cannot(err, "sync from %s", from)

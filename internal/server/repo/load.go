@@ -28,6 +28,10 @@ import (
 func (r *Repo) Load(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.load(ctx, now)
+}
+
+func (r *Repo) load(ctx context.Context, now time.Time) error {
 	left, leftSum, err := r.readLeftOut(ctx)
 	if err != nil {
 		return fmt.Errorf("read repository %s: %w", r.files.Place(), err)

@@ -28,6 +28,9 @@ var (
 	nearby = pubsim.Kernel("6.1.0-51-cloud-amd64", 2)
 )
 
+// quiet throws logs away.
+var quiet = slog.New(slog.DiscardHandler)
+
 // mirror is a server's copy and the publisher's web server.
 type mirror struct {
 	*repo.Repo
@@ -46,7 +49,7 @@ func newMirror(t *testing.T, p *pubsim.Publisher) *mirror {
 }
 
 func (m *mirror) reopen() {
-	m.Repo = repo.New(fsblob.New(m.dir), filepath.Join(m.data, "upstream"), m.anchor, slog.New(slog.DiscardHandler))
+	m.Repo = repo.New(fsblob.New(m.dir), filepath.Join(m.data, "upstream"), m.anchor, quiet)
 }
 
 func (m *mirror) sync(now time.Time) (repo.Result, error) {
