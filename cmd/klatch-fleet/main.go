@@ -233,7 +233,7 @@ func livepatchesCommand(o *options) *cobra.Command {
 			}
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{
-					"publisher": l.Publisher, "metadata_version": l.Metadata, "metadata_expires": l.Expires, "problems": l.Problems, "livepatches": l.Livepatches,
+					"publisher": l.Publisher, "metadata_version": l.Metadata, "metadata_expires": l.Expires, "problems": l.Problems, "livepatches": l.Livepatches, "left_out": l.LeftOut,
 				})
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
@@ -243,6 +243,9 @@ func livepatchesCommand(o *options) *cobra.Command {
 			}
 			for _, p := range l.Problems {
 				fmt.Fprintf(cmd.ErrOrStderr(), "damaged: %s\n", p) //nolint:errcheck // the list matters
+			}
+			if n := len(l.LeftOut); n > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "left out: %d more are signed and not on this server; klatch-server status says why\n", n) //nolint:errcheck // as above
 			}
 			return w.Flush()
 		},

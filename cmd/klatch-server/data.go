@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -49,6 +50,36 @@ type settings struct {
 	AdminDigest string   `json:"admin_digest"` // SHA-256 of the admin token, hexadecimal
 	AllowLab    bool     `json:"allow_lab"`
 	Upstream    string   `json:"upstream"`
+
+	// Filter, MinAge and Interval are of the copy; see configure.
+	Filter   repo.Filter `json:"filter,omitzero"`
+	MinAge   duration    `json:"min_age,omitzero"`
+	Interval duration    `json:"sync_interval,omitzero"`
+
+	// Storage is where the copy lies: an s3:// address or a folder; empty: the
+	// folder repository of the data folder.
+	Storage string `json:"storage,omitempty"`
+
+	// Closed keeps the repository for machines and mirrors of this server.
+	Closed bool `json:"closed,omitempty"`
+}
+
+// rules are what the owner wants copied.
+func (s settings) rules() repo.Rules {
+	return repo.Rules{Filter: s.Filter, MinAge: time.Duration(s.MinAge)}
+}
+
+// duration is a time span that a person can read in a file.
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { //nolint:unparam // of encoding.TextMarshaler
+	return []byte(time.Duration(d).String()), nil
+}
+
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = duration(v)
+	return err
 }
 
 // data is an open data folder.
@@ -63,18 +94,9 @@ func (d *data) path(name string) string { return filepath.Join(d.dir, name) }
 
 func openData(dir string) (*data, error) {
 	d := &data{dir: dir}
-	b, err := durable.ReadFile(d.path(settingsFile), maxSettings)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "not_initialized", "%s holds no server", dir).
-			WithHint("make one: klatch-server init --data %s --name NAME --anchor FILE", dir)
-	}
-	if err != nil {
+	var err error
+	if d.settings, err = readSettings(dir); err != nil {
 		return nil, err
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&d.settings); err != nil || d.Format != settingsFormat {
-		return nil, fault.New(fault.Invalid, "settings_malformed", "read %s: not settings of format %s: %w", d.path(settingsFile), settingsFormat, err)
 	}
 	if d.ca, err = loadCA(dir); err != nil {
 		return nil, err
@@ -83,6 +105,33 @@ func openData(dir string) (*data, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+func readSettings(dir string) (settings, error) {
+	var s settings
+	name := filepath.Join(dir, settingsFile)
+	b, err := durable.ReadFile(name, maxSettings)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, fault.New(fault.NotFound, "not_initialized", "%s holds no server", dir).
+			WithHint("make one: klatch-server init --data %s --name NAME --anchor FILE", dir)
+	}
+	if err != nil {
+		return s, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil || s.Format != settingsFormat {
+		return s, fault.New(fault.Invalid, "settings_malformed", "read %s: not settings of format %s: %w", name, settingsFormat, err)
+	}
+	return s, s.rules().Validate()
+}
+
+func writeSettings(dir string, s settings) error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, settingsFile), append(b, '\n'), 0o600)
 }
 
 func loadCA(dir string) (*pki.CA, error) {
@@ -110,8 +159,13 @@ func loadAnchor(path string, allowLab bool) (*trust.Anchor, error) {
 	return a, err
 }
 
-func (d *data) repo(log *slog.Logger) *repo.Repo {
-	return repo.New(d.path(copyDir), d.path(memoryDir), d.anchor, log)
+// repo opens the copy where the settings say it lies.
+func (d *data) repo(ctx context.Context, log *slog.Logger) (*repo.Repo, error) {
+	files, err := openStorage(ctx, d.dir, d.Storage)
+	if err != nil {
+		return nil, err
+	}
+	return repo.New(files, d.path(memoryDir), d.anchor, log), nil
 }
 
 // certificate is the server's own, renewed when a third of its life is left.

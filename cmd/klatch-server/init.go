@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -111,10 +110,6 @@ func initialize(dir string, s settings, anchor, tokenFile string) (token string,
 	if err != nil {
 		return "", err
 	}
-	settingsBytes, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return "", err
-	}
 	if err := durable.WriteFile(filepath.Join(dir, caKeyFile), caKey, 0o600); err != nil {
 		return "", err
 	}
@@ -132,5 +127,5 @@ func initialize(dir string, s settings, anchor, tokenFile string) (token string,
 			return "", err
 		}
 	}
-	return token, durable.WriteFile(filepath.Join(dir, settingsFile), append(settingsBytes, '\n'), 0o600)
+	return token, writeSettings(dir, s)
 }

@@ -36,7 +36,7 @@ func newRoot() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	dir := root.PersistentFlags().String("data", "/var/lib/klatch-server", "folder of the server's data")
-	root.AddCommand(initCommand(dir), serveCommand(dir), syncCommand(dir), tokenCommand(dir), migrateCommand(dir), rolloutCommand(dir), &cobra.Command{
+	root.AddCommand(initCommand(dir), serveCommand(dir), syncCommand(dir), configureCommand(dir), statusCommand(dir), joinCommand(dir), mirrorsCommand(dir), exportCommand(dir), importCommand(dir), storageCommand(dir), fetchCommand(), tokenCommand(dir), migrateCommand(dir), rolloutCommand(dir), &cobra.Command{
 		Use:   "version",
 		Short: "print the version",
 		Args:  cobra.NoArgs,

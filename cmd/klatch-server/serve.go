@@ -3,14 +3,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,7 +75,7 @@ func serveCommand(dir *string) *cobra.Command {
 	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:8480", "address of the page and the admin API")
 	f.BoolVar(&o.adminTLS, "admin-tls", false, "speak TLS on the admin address, with the server's certificate")
 	f.StringVar(&o.upstream, "sync-from", "", "copy the repository from here, again and again; default: as init was told")
-	f.DurationVar(&o.interval, "sync-interval", 5*time.Minute, "time between two copies")
+	f.DurationVar(&o.interval, "sync-interval", 0, "time between two copies; default: as configured, 5 minutes at first")
 	f.BoolVar(&o.verbose, "verbose", false, "log every request")
 	return c
 }
@@ -94,7 +99,11 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 		return err
 	}
 	defer db.Close() //nolint:errcheck // every write was committed
-	copied := d.repo(log)
+	files, err := newMovable(ctx, d)
+	if err != nil {
+		return err
+	}
+	copied := repo.New(files, d.path(memoryDir), d.anchor, log)
 	if err := copied.Load(ctx, time.Now()); err != nil {
 		// Machines can still enroll and report; the next sync mends the copy.
 		log.LogAttrs(ctx, slog.LevelError, "repository cannot be read", obs.Err(err))
@@ -104,11 +113,15 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	var closed atomic.Bool
+	closed.Store(d.Closed)
 	a := &api.API{
 		Rollout: operator, CA: d.ca, Store: db, Repo: copied, AdminDigest: d.AdminDigest, Now: time.Now, Log: log,
-		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Now: time.Now},
+		Enroller: &enroll.Enroller{CA: d.ca, Tokens: db, Mirrors: db, Now: time.Now},
+		Closed:   closed.Load,
 		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log,
-			Published: func(tier string) []fleet.Published { return offered(operator, tier, copied.Catalog().Published()) }},
+			Published: func(tier string) []fleet.Published { return offered(operator, tier, copied.Catalog().Published()) },
+			Absent:    func() []fleet.Absent { return copied.Catalog().Absent() }},
 		Pages: &web.Pages{Machines: db, Catalog: copied.Catalog, Now: time.Now, Version: version},
 	}
 	cert := &certificate{d: d, log: log}
@@ -138,12 +151,12 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 	go func() { failed <- fleetServer.Serve(tls.NewListener(fleetListener, withALPN(tlsConfig))) }()
 	go func() { failed <- adminServer.Serve(adminListener) }()
 
-	if o.upstream == "" {
-		o.upstream = d.Upstream
-	}
 	loop, stopLoop := context.WithCancel(ctx)
 	defer stopLoop()
-	go follow(loop, copied, o, log)
+	trigger := make(chan os.Signal, 1)
+	signal.Notify(trigger, syscall.SIGHUP)
+	defer signal.Stop(trigger)
+	go follow(loop, d, copied, o, trigger, func(s settings) { closed.Store(s.Closed); files.follow(loop, s.Storage, log) }, log)
 	if operator != nil {
 		go followRollout(loop, operator, copied, log)
 	}
@@ -191,26 +204,32 @@ func checkAdminAddress(o serveOptions) error {
 		WithHint("add --admin-tls, or listen on 127.0.0.1 and reach it through a tunnel: ssh -L 8480:127.0.0.1:8480 SERVER")
 }
 
-// follow keeps the catalog on what is published: it copies from upstream, and
-// it notices when klatch-server sync has copied.
-func follow(ctx context.Context, r *repo.Repo, o serveOptions, log *slog.Logger) {
+// follow keeps the catalog on what is published: it copies from upstream, at
+// its interval or at once on SIGHUP, and it notices when another process has
+// copied. Settings are read again each time.
+func follow(ctx context.Context, d *data, r *repo.Repo, o serveOptions, trigger <-chan os.Signal, obey func(settings), log *slog.Logger) {
 	look := time.NewTicker(lookInterval)
 	defer look.Stop()
-	var next, retry time.Time
+	var last, retry time.Time
+	wait := time.Duration(0)
 	for {
-		if now := time.Now(); o.upstream != "" && now.After(next) {
-			next = now.Add(o.interval)
-			res, err := syncFrom(ctx, r, o.upstream)
+		s := d.settingsNow()
+		obey(s)
+		from, interval := cmp.Or(o.upstream, s.Upstream), cmp.Or(o.interval, s.interval())
+		if now := time.Now(); from != "" && now.Sub(last) >= min(wait, withJitter(interval, 1)) {
+			last, wait = now, withJitter(interval, rand.Float64()) //nolint:gosec // spreads load, keeps no secret
+			res, err := syncFrom(ctx, d, r, from, nil)
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
-				log.LogAttrs(ctx, slog.LevelWarn, "sync did not work", slog.String("from", o.upstream), obs.Err(err))
+				log.LogAttrs(ctx, slog.LevelWarn, "sync did not work", slog.String("from", from), obs.Err(err))
 			case res.Changed:
-				log.LogAttrs(ctx, slog.LevelInfo, "repository synced", slog.Int("livepatches", res.Livepatches), slog.Int("copied", res.Copied), slog.Int64("metadata", res.Version))
+				log.LogAttrs(ctx, slog.LevelInfo, "repository synced", slog.Int("livepatches", res.Livepatches), slog.Int("copied", res.Copied),
+					slog.Int("left_out", len(res.LeftOut)), slog.Int64("recalls", res.Recalls), slog.Int64("metadata", res.Version))
 			}
 		}
-		if r.Changed() && time.Now().After(retry) {
+		if r.Changed(ctx) && time.Now().After(retry) {
 			if err := r.Load(ctx, time.Now()); err != nil && ctx.Err() == nil {
 				retry = time.Now().Add(time.Minute)
 				log.LogAttrs(ctx, slog.LevelWarn, "repository cannot be read", obs.Err(err))
@@ -221,9 +240,28 @@ func follow(ctx context.Context, r *repo.Repo, o serveOptions, log *slog.Logger)
 		select {
 		case <-ctx.Done():
 			return
+		case <-trigger:
+			wait = 0
+			log.LogAttrs(ctx, slog.LevelInfo, "sync asked for by signal")
 		case <-look.C:
 		}
 	}
+}
+
+// withJitter is an interval and up to a tenth less: mirrors that were started
+// together shall not come together.
+func withJitter(interval time.Duration, part float64) time.Duration {
+	return interval - time.Duration(float64(interval)/10*(1-part))
+}
+
+// settingsNow reads the settings again; those of the start count while they
+// cannot be read, and the next sync says why.
+func (d *data) settingsNow() settings {
+	s, err := readSettings(d.dir)
+	if err != nil {
+		return d.settings
+	}
+	return s
 }
 
 // notifyReady tells systemd (sd_notify(3)), if it asked.

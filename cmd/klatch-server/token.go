@@ -10,6 +10,7 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/server/enroll"
+	"klatch/internal/server/store"
 	"klatch/internal/server/store/sqlstore"
 	"klatch/internal/wire"
 )
@@ -17,12 +18,15 @@ import (
 func tokenCommand(dir *string) *cobra.Command {
 	parent := &cobra.Command{Use: "token", Short: "enrollment tokens", Args: cobra.NoArgs}
 	var o enroll.Order
-	var asJSON bool
+	var asJSON, mirror bool
 	c := &cobra.Command{
 		Use:   "create",
 		Short: "make an enrollment token",
 		Long: `create makes a token with which a machine enrolls, and prints it once. It
-writes to the data folder, so it needs no admin token and no running server.`,
+writes to the data folder, so it needs no admin token and no running server.
+
+With --mirror the token is for a klatch-server that copies from this one
+(klatch-server join); it enrolls no machine.`,
 		Example: "  klatch-server token create\n  klatch-server token create --uses 50 --expires 72h --tier canary",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,6 +39,9 @@ writes to the data folder, so it needs no admin token and no running server.`,
 				return cli.Cannot(err, "make a token")
 			}
 			defer db.Close() //nolint:errcheck // the token is committed
+			if mirror {
+				o.Role = store.ForMirror
+			}
 			e := enroll.Enroller{CA: d.ca, Tokens: db, Now: time.Now}
 			secret, t, err := e.NewToken(cmd.Context(), o)
 			if err != nil {
@@ -43,10 +50,16 @@ writes to the data folder, so it needs no admin token and no running server.`,
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), 1, struct {
 					Token   wire.Token `json:"token"`
+					Role    store.Role `json:"role"`
 					Tier    string     `json:"tier"`
 					Uses    int        `json:"uses"`
 					Expires time.Time  `json:"expires"`
-				}{secret, t.Tier, t.Uses, t.Expires})
+				}{secret, t.Role, t.Tier, t.Uses, t.Expires})
+			}
+			if mirror {
+				fmt.Fprintf(cmd.ErrOrStderr(), "for %d mirror(s), until %s:\n", t.Uses, t.Expires.Format(time.RFC3339)) //nolint:errcheck // as below
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), secret)
+				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "for %d machine(s) of tier %s, until %s:\n", t.Uses, t.Tier, t.Expires.Format(time.RFC3339)) //nolint:errcheck // the token matters
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), secret)
@@ -56,6 +69,7 @@ writes to the data folder, so it needs no admin token and no running server.`,
 	c.Flags().IntVar(&o.Uses, "uses", 1, "how many machines may use it")
 	c.Flags().DurationVar(&o.Expires, "expires", enroll.DefaultExpiry, "how long it can be used")
 	c.Flags().StringVar(&o.Tier, "tier", enroll.DefaultTier, "tier of the machines")
+	c.Flags().BoolVar(&mirror, "mirror", false, "for a server below this one, not for a machine")
 	c.Flags().BoolVar(&asJSON, "json", false, "print it for programs")
 	parent.AddCommand(c)
 	return parent

@@ -58,6 +58,18 @@ func (s *real) tokenFile() string { return filepath.Join(s.dir, "admin-token") }
 // startReal makes a server, copies the repository and serves it.
 func startReal(t *testing.T, anchor []byte, from string, prepare ...func(*real)) *real {
 	t.Helper()
+	s := initReal(t, anchor)
+	s.sync(from)
+	for _, f := range prepare {
+		f(s)
+	}
+	s.serve()
+	return s
+}
+
+// initReal builds the programs and makes a server's data folder.
+func initReal(t *testing.T, anchor []byte) *real {
+	t.Helper()
 	dir := t.TempDir()
 	s := &real{t: t, dir: dir, data: filepath.Join(dir, "data")}
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "klatch/cmd/klatch-server", "klatch/cmd/klatch-fleet").CombinedOutput(); err != nil {
@@ -68,11 +80,13 @@ func startReal(t *testing.T, anchor []byte, from string, prepare ...func(*real))
 		t.Fatal(err)
 	}
 	s.run("klatch-server", "init", "--data", s.data, "--name", "127.0.0.1", "--anchor", anchorFile, "--allow-lab", "--admin-token-file", s.tokenFile())
-	s.sync(from)
-	for _, f := range prepare {
-		f(s)
-	}
-	server := exec.CommandContext(t.Context(), filepath.Join(dir, "klatch-server"), "serve", "--data", s.data, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+	return s
+}
+
+func (s *real) serve() {
+	t := s.t
+	t.Helper()
+	server := exec.CommandContext(t.Context(), filepath.Join(s.dir, "klatch-server"), "serve", "--data", s.data, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
 	out, err := server.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +101,6 @@ func startReal(t *testing.T, anchor []byte, from string, prepare ...func(*real))
 		t.Fatalf("ready line %q, %v", line, err)
 	}
 	s.fleet, s.admin = at[1], at[2]
-	return s
 }
 
 // enrolled starts a real klatchd on a machine and enrolls it there.

@@ -29,6 +29,31 @@ type Offer struct {
 type Answer struct {
 	Offer  *Offer `json:"offer"`  // null: nothing for this machine now
 	Reason string `json:"reason"` // "newest", "current" or "no_livepatch"
+	// Absent is why a newer livepatch of this kernel build that is signed is
+	// not offered: "filter", "age", "age_unknown", "upstream" or
+	// "not_imported"; empty if there is none.
+	Absent string `json:"absent,omitempty"`
+}
+
+// Absent is a livepatch that is signed and that the server leaves out on
+// purpose.
+type Absent struct {
+	Kernel   kernel.Build // without a build id where the signed list tells none
+	Sequence livepatch.Sequence
+	Why      string
+}
+
+// Missing says why the newest livepatch for a kernel build above a sequence is
+// not on this server; empty if none is missing.
+func Missing(absent []Absent, running kernel.Build, above livepatch.Sequence) string {
+	why := ""
+	for _, a := range absent {
+		fits := a.Kernel.ID == running.ID || a.Kernel.ID.IsZero() && a.Kernel.Distro == running.Distro && a.Kernel.Arch == running.Arch
+		if fits && a.Kernel.Release == running.Release && a.Sequence > above {
+			why, above = a.Why, a.Sequence
+		}
+	}
+	return why
 }
 
 // Decide answers one check: the highest sequence for exactly this kernel

@@ -37,6 +37,7 @@ const (
 	CALife      = 10 * 365 * 24 * time.Hour
 	ServerLife  = 90 * 24 * time.Hour
 	MachineLife = 7 * 24 * time.Hour
+	MirrorLife  = 30 * 24 * time.Hour // a mirror may be away for long; it can be removed at once
 
 	// early is how far back a certificate is valid, for clocks that lag.
 	early = 5 * time.Minute
@@ -169,10 +170,20 @@ func (r Request) KeyDigest() [sha256.Size]byte { return sha256.Sum256(r.raw) }
 
 // SignMachine makes the certificate of a machine.
 func (c *CA) SignMachine(r Request, machineID string, now time.Time) (der []byte, expires time.Time, err error) {
-	if !machinePattern.MatchString(machineID) {
-		return nil, time.Time{}, fmt.Errorf("sign certificate: %.60q is not a machine id", machineID)
+	return c.signClient(r, machineID, machinePattern, MachineLife, now)
+}
+
+// SignMirror makes the certificate of a mirror below this server. It names no
+// machine, so it cannot report as one.
+func (c *CA) SignMirror(r Request, mirrorID string, now time.Time) (der []byte, expires time.Time, err error) {
+	return c.signClient(r, mirrorID, mirrorPattern, MirrorLife, now)
+}
+
+func (c *CA) signClient(r Request, id string, pattern *regexp.Regexp, life time.Duration, now time.Time) (der []byte, expires time.Time, err error) {
+	if !pattern.MatchString(id) {
+		return nil, time.Time{}, fmt.Errorf("sign certificate: %.60q is not an id", id)
 	}
-	t, err := template(machineID, now, MachineLife)
+	t, err := template(id, now, life)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -184,32 +195,49 @@ func (c *CA) SignMachine(r Request, machineID string, now time.Time) (der []byte
 	return cert.Raw, cert.NotAfter, nil
 }
 
-var machinePattern = regexp.MustCompile(`^mch_[0-9a-z]{26}$`)
+var (
+	machinePattern = regexp.MustCompile(`^mch_[0-9a-z]{26}$`)
+	mirrorPattern  = regexp.MustCompile(`^mir_[0-9a-z]{26}$`)
+)
 
 // VerifyMachine says which machine is at the other end of a connection. The
 // handshake has proved that it holds the key; whether we signed the
 // certificate is checked here and not in the handshake, so that the machine
 // gets a reason instead of a TLS alert.
 func (c *CA) VerifyMachine(state *tls.ConnectionState, now time.Time) (machineID string, err error) {
+	return c.verifyClient(state, now, "machine", machinePattern, "enroll this machine with a fresh token: klatch enroll")
+}
+
+// VerifyMirror is VerifyMachine for a mirror.
+func (c *CA) VerifyMirror(state *tls.ConnectionState, now time.Time) (mirrorID string, err error) {
+	return c.verifyClient(state, now, "mirror", mirrorPattern, "join again with a fresh token of the server above: klatch-server join")
+}
+
+// SaysMirror tells whether the certificate that was shown claims to be a
+// mirror's. Nothing about it is verified.
+func SaysMirror(state *tls.ConnectionState) bool {
+	return state != nil && len(state.PeerCertificates) > 0 && mirrorPattern.MatchString(state.PeerCertificates[0].Subject.CommonName)
+}
+
+func (c *CA) verifyClient(state *tls.ConnectionState, now time.Time, who string, pattern *regexp.Regexp, hint string) (id string, err error) {
 	denied := func(code fault.Code, format string, args ...any) (string, error) {
-		return "", fault.New(fault.Denied, code, format, args...).
-			WithHint("enroll this machine with a fresh token: klatch enroll")
+		return "", fault.New(fault.Denied, code, format, args...).WithHint("%s", hint)
 	}
 	if state == nil || len(state.PeerCertificates) == 0 {
-		return denied("certificate_missing", "no machine certificate was shown")
+		return denied("certificate_missing", "no certificate of a %s was shown", who)
 	}
 	cert := state.PeerCertificates[0]
 	pool := x509.NewCertPool()
 	pool.AddCert(c.cert)
 	_, err = cert.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		return denied("certificate_expired", "machine certificate was valid from %s to %s", cert.NotBefore.Format(time.RFC3339), cert.NotAfter.Format(time.RFC3339))
+		return denied("certificate_expired", "certificate of the %s was valid from %s to %s", who, cert.NotBefore.Format(time.RFC3339), cert.NotAfter.Format(time.RFC3339))
 	}
 	if err != nil {
-		return denied("certificate_unknown", "machine certificate is not of this server: %w", err)
+		return denied("certificate_unknown", "certificate of the %s is not of this server: %w", who, err)
 	}
-	if !machinePattern.MatchString(cert.Subject.CommonName) {
-		return denied("certificate_unknown", "certificate names no machine")
+	if !pattern.MatchString(cert.Subject.CommonName) {
+		return denied("certificate_unknown", "certificate names no %s", who)
 	}
 	return cert.Subject.CommonName, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -40,6 +41,19 @@ func Prune(dir string, size int64) error {
 		}
 	}
 	return nil
+}
+
+// Obsolete is Prune for a folder that somebody else lists: of the names below
+// it, those of partial tiles whose full tile is among them and filled.
+func Obsolete(names []string, size int64) []string {
+	var obsolete []string
+	for _, name := range names {
+		full, _, partial := strings.Cut(name, ".p/")
+		if partial && slices.Contains(names, full) && isFull(full, size) {
+			obsolete = append(obsolete, name)
+		}
+	}
+	return obsolete
 }
 
 // isFull says whether a log of this size fills the tile of that name.

@@ -38,6 +38,8 @@ type fetcher struct {
 	// roots collects the root files that were downloaded, by name. Only those
 	// up to the version that was accepted in the end are verified.
 	roots map[string][]byte
+
+	resumed bool // the last file began with what an earlier transfer left
 }
 
 // DownloadFile gets one file of at most limit bytes.
@@ -64,12 +66,16 @@ func (f *fetcher) DownloadFile(address string, limit int64, _ time.Duration) ([]
 		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // the address is in the text already
 		}
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			return nil, f // of the caller's own client, which knows more
+		}
 		return nil, unavailable(err)
 	}
 	defer answer.Body.Close() //nolint:errcheck // read only
 	if answer.StatusCode != http.StatusOK {
 		return nil, &metadata.ErrDownloadHTTP{StatusCode: answer.StatusCode, URL: address}
 	}
+	f.resumed = answer.Header.Get(resumedHeader) != ""
 	b, err := io.ReadAll(io.LimitReader(answer.Body, limit+1))
 	if err != nil {
 		return nil, unavailable(err)

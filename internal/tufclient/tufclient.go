@@ -352,8 +352,12 @@ func (s *Snapshot) Download(ctx context.Context, t Target, limit int64) ([]byte,
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "bad_url", "repository address: %w", err)
 	}
-	f := fetcher{ctx: ctx, client: s.cfg.Client, timeout: s.cfg.Timeout}
+	f := fetcher{ctx: context.WithValue(ctx, lengthKey{}, t.Bytes), client: s.cfg.Client, timeout: s.cfg.Timeout}
 	b, err := f.DownloadFile(address, t.Bytes, 0)
+	if f.resumed && (fault.CodeOf(err) == codeMalformed || err == nil && !t.Is(b)) {
+		// What an earlier transfer left was not the beginning. It is gone now.
+		b, err = f.DownloadFile(address, t.Bytes, 0)
+	}
 	if status, ok := errors.AsType[*metadata.ErrDownloadHTTP](err); ok {
 		if status.StatusCode == http.StatusNotFound || status.StatusCode == http.StatusGone {
 			return nil, fault.New(fault.Unavailable, codeMissing, "target %s is signed, but the server does not have it", t.Path)
@@ -366,12 +370,17 @@ func (s *Snapshot) Download(ctx context.Context, t Target, limit int64) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(b)
-	if int64(len(b)) != t.Bytes || hex.EncodeToString(sum[:]) != t.SHA256 {
+	if !t.Is(b) {
 		return nil, fault.New(fault.Untrusted, codeDigest, "target %s: %d bytes with another digest than the signed one", t.Path, len(b)).
 			WithHint("the server's copy is damaged or was changed; nothing of it is used")
 	}
 	return b, nil
+}
+
+// Is says whether bytes are those that were signed.
+func (t Target) Is(b []byte) bool {
+	sum := sha256.Sum256(b)
+	return int64(len(b)) == t.Bytes && hex.EncodeToString(sum[:]) == t.SHA256
 }
 
 // BlobPath is where a target's bytes lie below targets/.

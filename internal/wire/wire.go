@@ -8,7 +8,9 @@
 //	POST /v1/renew    RenewRequest  → RenewAnswer    machine certificate
 //	POST /v1/check    CheckRequest  → CheckAnswer    machine certificate
 //	POST /v1/reports  Report        → 204            machine certificate
-//	GET  /metadata/…  /targets/…                     the TUF repository, public
+//	POST /v1/join     JoinRequest   → JoinAnswer     one-use token in the body
+//	POST /v1/join/renew RenewRequest → RenewAnswer   mirror certificate
+//	GET  /metadata/…  /targets/…                     the TUF repository; public, or for certificates of this server
 //
 // Errors are problem documents (RFC 9457), see Problem.
 package wire
@@ -81,6 +83,22 @@ type RenewRequest struct {
 // RenewAnswer is the fresh certificate.
 type RenewAnswer struct {
 	Certificate []byte    `json:"certificate"`
+	Expires     time.Time `json:"expires"`
+}
+
+// JoinRequest asks for a mirror's credential. A token for machines does not
+// do.
+type JoinRequest struct {
+	Token Token  `json:"token"`
+	CSR   []byte `json:"csr"`
+	Name  string `json:"name"` // what its operator calls it
+}
+
+// JoinAnswer is the credential.
+type JoinAnswer struct {
+	MirrorID    string    `json:"mirror_id"` // "mir_…"
+	Certificate []byte    `json:"certificate"`
+	CA          []byte    `json:"ca"`
 	Expires     time.Time `json:"expires"`
 }
 

@@ -24,23 +24,10 @@ import (
 	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/publog"
 	"klatch/internal/forge/sign"
-	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
 	"klatch/internal/tufrepo"
 )
-
-// targetFormat is the version word of a livepatch's custom part.
-const targetFormat = "klatch-target/1"
-
-// custom is what the metadata says of a target beside its digest. It lets a
-// mirror filter without opening bundles; machines believe the manifest.
-type custom struct {
-	Format   string             `json:"format"`
-	Kernel   kernel.Build       `json:"kernel"`
-	Sequence livepatch.Sequence `json:"sequence"`
-	Fixes    []livepatch.Fix    `json:"fixes"`
-}
 
 // Publish adds all signed livepatches of the builds with their evidence, the
 // policy that the evidence is checked by, and what machines are told of their
@@ -157,7 +144,13 @@ func target(d datadir.Dir, b build.Result) (tufrepo.Target, error) {
 	if err != nil {
 		return t, err
 	}
-	c, err := json.Marshal(custom{targetFormat, m.Kernel, m.Sequence, m.Fixes})
+	listed := livepatch.Listed{Format: livepatch.ListedFormat, Kernel: m.Kernel, Sequence: m.Sequence, Fixes: m.Fixes}
+	// When it passed the gate is the same each time, so repeating a
+	// publication changes nothing. A build of before there was evidence has none.
+	if f, err := attest.ReadFile(filepath.Dir(b.Module.Path)); err == nil {
+		listed.Released = f.Signed
+	}
+	c, err := json.Marshal(listed)
 	if err != nil {
 		return t, err
 	}

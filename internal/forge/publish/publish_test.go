@@ -3,7 +3,6 @@
 package publish_test
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -131,11 +130,9 @@ func TestSignedAndPublishedIsWhatAMachineReads(t *testing.T) {
 				if _, err := anchor.VerifyModule(bundle.Module); err != nil {
 					t.Error(err)
 				}
-				var custom struct {
-					Sequence livepatch.Sequence `json:"sequence"`
-				}
-				if err := json.Unmarshal(target.Custom, &custom); err != nil || custom.Sequence != m.Sequence {
-					t.Errorf("custom %s: %v", target.Custom, err)
+				listed, ok := livepatch.ParseListed(target.Custom)
+				if !ok || listed.Sequence != m.Sequence || !listed.Released.Equal(now) {
+					t.Errorf("the list says %s", target.Custom)
 				}
 			}
 		})

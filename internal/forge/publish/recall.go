@@ -134,11 +134,11 @@ func recalled(r livepatch.Recalls, raw json.RawMessage) (bool, error) {
 	if err == nil && kind.Format == notice.Format {
 		return false, nil
 	}
-	var c custom
+	var c livepatch.Listed
 	if err == nil {
 		err = json.Unmarshal(raw, &c)
 	}
-	if err == nil && (c.Format != targetFormat || c.Kernel.ID.IsZero() || c.Sequence == 0) {
+	if err == nil && (c.Format != livepatch.ListedFormat || c.Kernel.ID.IsZero() || c.Sequence == 0) {
 		err = fmt.Errorf("format %.40q, kernel build %s, sequence %d", c.Format, c.Kernel.ID, c.Sequence)
 	}
 	if err != nil {

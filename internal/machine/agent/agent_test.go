@@ -317,6 +317,13 @@ func stateTable() []stateCase {
 		{"the key is not enrolled any more and a livepatch is loaded", func(in *inputs) {
 			in.o.KeyTrust = &bootkeys.Verdict{Word: bootkeys.Refused, Code: "module_key_missing"}
 		}, "confirmed", "live_patched", "", false},
+		{"signed, and filtered away by the server", func(in *inputs) {
+			nothingLoaded(in)
+			in.j.Check.Code, in.j.Check.Text = "no_livepatch", leftOut(wire.CheckAnswer{Absent: "filter"})
+		}, "no_livepatch", "left_out", "leaves it out: its filter", false},
+		{"a newer one waits on the server", func(in *inputs) {
+			in.j.Check.Text = leftOut(wire.CheckAnswer{Absent: "age"})
+		}, "confirmed", "live_patched", "newer: a livepatch is signed, but this machine's server leaves it out: it is younger", false},
 		{"no check yet", func(in *inputs) { nothingLoaded(in); in.j.Check = Check{} }, "idle_current", "not_checked", "", false},
 		{"nothing offered", func(in *inputs) { nothingLoaded(in) }, "idle_current", "current", "", false},
 		{"its tier is not open", func(in *inputs) {

@@ -62,7 +62,7 @@ func (t *trial) choose(ctx context.Context) error {
 	}
 	t.reason = fault.Code(t.answer.Reason)
 	if t.answer.Offer == nil {
-		t.done = &Check{Result: resultCurrent, Code: t.reason}
+		t.done = &Check{Result: resultCurrent, Code: t.reason, Text: leftOut(t.answer)}
 		return nil
 	}
 	t.offer = *t.answer.Offer

@@ -135,8 +135,14 @@ func describe(in inputs) wire.State {
 		word, reason, text, next = in.endedText()
 	case s.Sequence != 0 && s.Highest >= s.Sequence:
 		say("confirmed", "live_patched", "livepatch %d with %s", s.Sequence, count(len(s.Fixes), "fix", "fixes"))
+		if j.Check.Result == resultCurrent && j.Check.Code == "current" && j.Check.Text != "" {
+			text += "; newer: " + j.Check.Text
+		}
 	case s.Sequence != 0:
 		say("soaking", "not_confirmed", "livepatch %d is loaded and not confirmed yet", s.Sequence)
+	case j.Check.Result == resultCurrent && j.Check.Code == "no_livepatch" && j.Check.Text != "":
+		say("no_livepatch", "left_out", "%s", j.Check.Text)
+		next = "ask whoever runs the server"
 	case j.Check.Result == resultCurrent && j.Check.Code == "no_livepatch":
 		say("no_livepatch", "no_livepatch", "no livepatch is published for kernel %s", o.Facts.Kernel)
 	case j.Check.Result == "":

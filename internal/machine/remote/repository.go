@@ -4,6 +4,7 @@ package remote
 
 import (
 	"context"
+	"path/filepath"
 	"time"
 
 	"klatch/internal/livepatch"
@@ -27,6 +28,9 @@ func (r Repository) Refresh(ctx context.Context, anchor *trust.Anchor, now time.
 	if err != nil {
 		return nil, err
 	}
+	saving := *client
+	saving.Transport = tufclient.Saver{Next: client.Transport, Dir: filepath.Join(r.Dir, "transfer")}
+	client = &saving
 	s, err := tufclient.Refresh(ctx, tufclient.Config{Root: anchor.Root, Dir: r.Dir, BaseURL: base, Client: client, Now: now, Lazy: true})
 	if err != nil {
 		return nil, err

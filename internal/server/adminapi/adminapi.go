@@ -84,6 +84,18 @@ type Livepatches struct {
 	Expires     *time.Time  `json:"metadata_expires"` // null: nothing is published
 	Problems    []string    `json:"problems"`
 	Livepatches []Livepatch `json:"livepatches"`
+	LeftOut     []LeftOut   `json:"left_out"`
+}
+
+// LeftOut is a signed livepatch that the server does not have on purpose. Why
+// is "filter", "age", "age_unknown", "upstream" or "not_imported".
+type LeftOut struct {
+	Target   string             `json:"target"`
+	Release  kernel.Release     `json:"kernel_release"`
+	BuildID  string             `json:"build_id,omitempty"` // empty if the signed list tells none
+	Sequence livepatch.Sequence `json:"sequence"`
+	Why      string             `json:"why"`
+	Until    time.Time          `json:"until,omitzero"` // for "age"
 }
 
 // Report is one report of a machine.

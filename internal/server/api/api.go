@@ -46,12 +46,15 @@ type API struct {
 	Pages    *web.Pages
 	// AdminDigest is the SHA-256 of the admin token's text, in hexadecimal.
 	AdminDigest string
-	Now         func() time.Time
-	Log         *slog.Logger
+	// Closed says whether the repository is for machines and mirrors of this
+	// server only; nil: never.
+	Closed func() bool
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // Fleet is the handler for machines: public and machine routes.
-func (a *API) Fleet() http.Handler { return a.handler(Public, Machine) }
+func (a *API) Fleet() http.Handler { return a.handler(Public, Machine, Mirror, Reader) }
 
 // Admin is the handler for people. Requests that a foreign page makes a
 // browser send are refused, because a browser adds the password by itself.
@@ -129,6 +132,17 @@ func (a *API) serve(route Route, w *recorder, r *http.Request) (err error) {
 		}
 		w.caller = id
 		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, id))
+	case Mirror:
+		id, err := a.mirror(r)
+		if err != nil {
+			return err
+		}
+		w.caller = id
+		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, id))
+	case Reader:
+		if w.caller, err = a.reader(r); err != nil {
+			return err
+		}
 	case Admin:
 		if !a.isAdmin(r) {
 			return fault.New(fault.Denied, "login", "%w", errLogin).WithHint("the password is the admin token that klatch-server init showed; any user name does")
@@ -136,6 +150,33 @@ func (a *API) serve(route Route, w *recorder, r *http.Request) (err error) {
 	case Public:
 	}
 	return route.handle(a, w, r)
+}
+
+// mirror verifies a mirror's certificate and that it was not removed.
+func (a *API) mirror(r *http.Request) (string, error) {
+	id, err := a.CA.VerifyMirror(r.TLS, a.Now())
+	if err != nil {
+		return "", err
+	}
+	return id, a.Store.MirrorSeen(r.Context(), id, a.Now())
+}
+
+// reader says who reads the repository. Who claims to be a mirror must be one,
+// also where anybody may read: a mirror that was removed, or whose certificate
+// has expired, hears of it. Where anybody may read, the contact is noted once
+// in each round, at the file that a round begins with.
+func (a *API) reader(r *http.Request) (string, error) {
+	closed := a.Closed != nil && a.Closed()
+	if pki.SaysMirror(r.TLS) {
+		if closed || r.URL.Path == "/metadata/timestamp.json" {
+			return a.mirror(r)
+		}
+		return a.CA.VerifyMirror(r.TLS, a.Now())
+	}
+	if !closed {
+		return "", nil
+	}
+	return a.CA.VerifyMachine(r.TLS, a.Now())
 }
 
 // isAdmin compares digests, in constant time.

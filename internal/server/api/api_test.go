@@ -22,6 +22,7 @@ import (
 	"klatch/internal/obs"
 	"klatch/internal/pki"
 	"klatch/internal/server/api"
+	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/enroll"
 	"klatch/internal/server/ingest"
 	"klatch/internal/server/repo"
@@ -58,14 +59,14 @@ func newWorld(t *testing.T) *world {
 	log := obs.NewJSON(w.log, slog.LevelDebug)
 	p := pubsim.New(t, "acme", now)
 	p.Release(now, storetest.Facts("").Kernel, 1, "CVE-2026-0001")
-	r := repo.New(filepath.Join(t.TempDir(), "repository"), filepath.Join(t.TempDir(), "upstream"), p.Anchor, log)
-	if _, err := r.Sync(t.Context(), p.Serve(), http.DefaultClient, now); err != nil {
+	r := repo.New(fsblob.New(t.TempDir()), filepath.Join(t.TempDir(), "upstream"), p.Anchor, log)
+	if _, err := r.Sync(t.Context(), repo.Source{BaseURL: p.Serve(), Client: http.DefaultClient}, now); err != nil {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256([]byte(adminToken))
 	w.API = &api.API{
 		CA: ca, Store: db, Repo: r, Now: time.Now, Log: log, AdminDigest: hex.EncodeToString(digest[:]),
-		Enroller: &enroll.Enroller{CA: ca, Tokens: db, Now: time.Now},
+		Enroller: &enroll.Enroller{CA: ca, Tokens: db, Mirrors: db, Now: time.Now},
 		Ingester: &ingest.Ingester{Machines: db, Reports: db, Now: time.Now, Log: log, Published: func(string) []fleet.Published { return r.Catalog().Published() }},
 		Pages:    &web.Pages{Machines: db, Catalog: r.Catalog, Now: time.Now, Version: "test"},
 	}
@@ -87,9 +88,11 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// machine is an http.Client with the certificate of a machine, or none for an
-// empty id.
-func (w *world) machine(id string) *http.Client {
+// machine is an http.Client with the certificate of a machine or a mirror, or
+// none for an empty id.
+func (w *world) machine(id string) *http.Client { return w.client(w.CA, id, time.Now()) }
+
+func (w *world) client(ca *pki.CA, id string, at time.Time) *http.Client {
 	w.t.Helper()
 	keyPEM, csr, err := pki.NewMachineKey()
 	if err != nil {
@@ -101,7 +104,11 @@ func (w *world) machine(id string) *http.Client {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		der, _, err := w.CA.SignMachine(req, id, time.Now())
+		sign := ca.SignMachine
+		if strings.HasPrefix(id, "mir_") {
+			sign = ca.SignMirror
+		}
+		der, _, err := sign(req, id, at)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -166,7 +173,8 @@ func basic(r *http.Request)  { r.SetBasicAuth("anybody", adminToken) }
 // machine and as the admin: each is served at its level and nowhere else.
 func TestRoutesAtAllLevels(t *testing.T) {
 	w := newWorld(t)
-	nobody, machine := w.machine(""), w.machine(storetest.MachineID(1))
+	nobody, machine, mirror := w.machine(""), w.machine(storetest.MachineID(1)), w.machine(storetest.MirrorID(1))
+	open := func(r api.Route) bool { return r.Access == api.Public || r.Access == api.Reader }
 	for _, route := range api.Routes {
 		path := strings.NewReplacer("{$}", "", "{file}", "timestamp.json", "{path...}", "x/y").Replace(route.Pattern)
 		for _, tt := range []struct {
@@ -177,9 +185,10 @@ func TestRoutesAtAllLevels(t *testing.T) {
 			may    bool
 			want   int // if it may not
 		}{
-			{"nobody on the fleet's listener", nobody, w.fleet, nil, route.Access == api.Public, 403},
-			{"a machine on the fleet's listener", machine, w.fleet, nil, route.Access != api.Admin, 404},
-			{"the admin on the fleet's listener", nobody, w.fleet, bearer, route.Access == api.Public, 403},
+			{"nobody on the fleet's listener", nobody, w.fleet, nil, open(route), 403},
+			{"a machine on the fleet's listener", machine, w.fleet, nil, open(route) || route.Access == api.Machine, 403},
+			{"a mirror on the fleet's listener", mirror, w.fleet, nil, open(route) || route.Access == api.Mirror, 403},
+			{"the admin on the fleet's listener", nobody, w.fleet, bearer, open(route), 403},
 			{"nobody on the admin's listener", http.DefaultClient, w.admin, nil, false, 401},
 			{"a wrong password on the admin's listener", http.DefaultClient, w.admin, func(r *http.Request) { r.SetBasicAuth("admin", "wrong") }, false, 401},
 			{"the admin on the admin's listener", http.DefaultClient, w.admin, basic, route.Access == api.Admin, 404},

@@ -12,6 +12,7 @@ import (
 	"klatch/internal/server/adminapi"
 	"klatch/internal/server/enroll"
 	"klatch/internal/server/ingest"
+	"klatch/internal/server/repo"
 	"klatch/internal/server/store"
 	"klatch/internal/wire"
 )
@@ -37,6 +38,30 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	got, err := a.Enroller.Renew(machineID(r), q)
+	if err != nil {
+		return err
+	}
+	return answer(w, got)
+}
+
+func (a *API) join(w http.ResponseWriter, r *http.Request) error {
+	var q wire.JoinRequest
+	if err := read(r, &q); err != nil {
+		return err
+	}
+	got, err := a.Enroller.Join(r.Context(), q)
+	if err != nil {
+		return err
+	}
+	return answer(w, got)
+}
+
+func (a *API) renewMirror(w http.ResponseWriter, r *http.Request) error {
+	var q wire.RenewRequest
+	if err := read(r, &q); err != nil {
+		return err
+	}
+	got, err := a.Enroller.RenewMirror(machineID(r), q)
 	if err != nil {
 		return err
 	}
@@ -109,7 +134,7 @@ func adminMachine(m store.Machine, now time.Time) adminapi.Machine {
 
 func (a *API) livepatches(w http.ResponseWriter, _ *http.Request) error {
 	c := a.Repo.Catalog()
-	out := adminapi.Livepatches{Version: adminapi.Version, Publisher: c.Publisher, Metadata: c.Version, Problems: c.Problems, Livepatches: []adminapi.Livepatch{}}
+	out := adminapi.Livepatches{Version: adminapi.Version, Publisher: c.Publisher, Metadata: c.Version, Problems: c.Problems, Livepatches: []adminapi.Livepatch{}, LeftOut: LeftOut(c.LeftOut)}
 	if c.Version != 0 {
 		out.Expires = &c.Expires
 	}
@@ -119,6 +144,19 @@ func (a *API) livepatches(w http.ResponseWriter, _ *http.Request) error {
 		})
 	}
 	return answer(w, out)
+}
+
+// LeftOut puts what a copy leaves out into words for programs.
+func LeftOut(list []repo.LeftOut) []adminapi.LeftOut {
+	out := make([]adminapi.LeftOut, 0, len(list))
+	for _, l := range list {
+		x := adminapi.LeftOut{Target: l.Target, Release: l.Kernel.Release, Sequence: l.Sequence, Why: string(l.Why), Until: l.Until}
+		if !l.Kernel.ID.IsZero() {
+			x.BuildID = l.Kernel.ID.String()
+		}
+		out = append(out, x)
+	}
+	return out
 }
 
 func (a *API) reports(w http.ResponseWriter, r *http.Request) error {

@@ -16,6 +16,8 @@ type Access string
 const (
 	Public  Access = "public"  // anybody who reaches the listener
 	Machine Access = "machine" // a machine with its certificate
+	Mirror  Access = "mirror"  // a server below this one, with its certificate
+	Reader  Access = "reader"  // anybody; on a closed server a machine or a mirror
 	Admin   Access = "admin"   // the admin token
 )
 
@@ -34,12 +36,15 @@ var Routes = []Route{
 	{"POST", "/v1/renew", Machine, (*API).renew, 0},
 	{"POST", "/v1/check", Machine, (*API).check, 0},
 	{"POST", "/v1/reports", Machine, (*API).report, 0},
-	{"GET", "/metadata/{file}", Public, (*API).repository, 0},
-	{"GET", "/targets/{path...}", Public, (*API).repository, 0},
-	{"GET", "/log/{path...}", Public, (*API).repository, 0},
+	{"POST", "/v1/join", Public, (*API).join, 0},
+	{"POST", "/v1/join/renew", Mirror, (*API).renewMirror, 0},
+	{"GET", "/metadata/{file}", Reader, (*API).repository, 0},
+	{"GET", "/targets/{path...}", Reader, (*API).repository, 0},
+	{"GET", "/log/{path...}", Reader, (*API).repository, 0},
+	{"GET", "/left-out.json", Reader, (*API).repository, 0},
 
-	{"GET", "/rollout/metadata/{file}", Public, (*API).rolloutFile, 0},
-	{"GET", "/rollout/targets/{path...}", Public, (*API).rolloutFile, 0},
+	{"GET", "/rollout/metadata/{file}", Reader, (*API).rolloutFile, 0},
+	{"GET", "/rollout/targets/{path...}", Reader, (*API).rolloutFile, 0},
 
 	{"GET", "/{$}", Admin, (*API).page, 0},
 	{"GET", "/style.css", Admin, (*API).style, 0},

@@ -32,9 +32,10 @@ var tierPattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
 
 // Enroller enrolls machines.
 type Enroller struct {
-	CA     *pki.CA
-	Tokens store.Tokens
-	Now    func() time.Time
+	CA      *pki.CA
+	Tokens  store.Tokens
+	Mirrors store.Mirrors // nil: no mirror can join
+	Now     func() time.Time
 }
 
 // Order is what a person asks for in a new token. Zero values mean one use,
@@ -43,6 +44,7 @@ type Order struct {
 	Uses    int
 	Expires time.Duration
 	Tier    string
+	Role    store.Role // empty: for machines
 }
 
 // NewToken makes a token. It is shown to the caller once; what is stored is
@@ -58,7 +60,12 @@ func (e *Enroller) NewToken(ctx context.Context, o Order) (wire.Token, store.Tok
 	if o.Tier == "" {
 		o.Tier = DefaultTier
 	}
+	if o.Role == "" {
+		o.Role = store.ForMachine
+	}
 	switch {
+	case o.Role != store.ForMachine && o.Role != store.ForMirror:
+		return "", none, fault.New(fault.Invalid, "bad_role", "token for a %.60q: want a machine or a mirror", o.Role)
 	case o.Uses < 1 || o.Uses > MaxUses:
 		return "", none, fault.New(fault.Invalid, "bad_uses", "token for %d machines: want 1 to %d", o.Uses, MaxUses)
 	case o.Expires < time.Minute || o.Expires > MaxExpiry:
@@ -71,7 +78,7 @@ func (e *Enroller) NewToken(ctx context.Context, o Order) (wire.Token, store.Tok
 		return "", none, err
 	}
 	now := e.Now().UTC()
-	t := store.Token{Digest: secret.Digest(), Tier: o.Tier, Created: now, Expires: now.Add(o.Expires).Truncate(time.Second), Uses: o.Uses}
+	t := store.Token{Digest: secret.Digest(), Role: o.Role, Tier: o.Tier, Created: now, Expires: now.Add(o.Expires).Truncate(time.Second), Uses: o.Uses}
 	if err := e.Tokens.AddToken(ctx, t); err != nil {
 		return "", none, err
 	}
@@ -83,15 +90,7 @@ func (e *Enroller) NewToken(ctx context.Context, o Order) (wire.Token, store.Tok
 // again with the same key and stays the same machine.
 func (e *Enroller) Enroll(ctx context.Context, q wire.EnrollRequest) (wire.EnrollAnswer, error) {
 	var none wire.EnrollAnswer
-	secret, ca, err := pki.ParseToken(q.Token)
-	if err != nil {
-		return none, err
-	}
-	if ca != e.CA.Fingerprint() {
-		return none, fault.New(fault.Denied, "token_unknown", "enrollment token is of another server").
-			WithHint("make a token on this server: klatch-fleet token create")
-	}
-	csr, err := pki.ParseRequest(q.CSR)
+	secret, csr, err := e.parse(q.Token, q.CSR)
 	if err != nil {
 		return none, err
 	}
@@ -100,8 +99,7 @@ func (e *Enroller) Enroll(ctx context.Context, q wire.EnrollRequest) (wire.Enrol
 	if err != nil {
 		return none, err
 	}
-	key := csr.KeyDigest()
-	m, err := e.Tokens.Redeem(ctx, secret.Digest(), store.Machine{ID: id, KeyDigest: hex.EncodeToString(key[:]), Enrolled: now, Facts: q.Facts})
+	m, err := e.Tokens.Redeem(ctx, secret.Digest(), store.Machine{ID: id, KeyDigest: keyDigest(csr), Enrolled: now, Facts: q.Facts})
 	if err != nil {
 		return none, err
 	}
@@ -110,6 +108,62 @@ func (e *Enroller) Enroll(ctx context.Context, q wire.EnrollRequest) (wire.Enrol
 		return none, err
 	}
 	return wire.EnrollAnswer{MachineID: m.ID, Tier: m.Tier, Certificate: cert, CA: e.CA.Certificate(), Expires: expires}, nil
+}
+
+// parse checks what does not need the store.
+func (e *Enroller) parse(token wire.Token, der []byte) (pki.Secret, pki.Request, error) {
+	secret, ca, err := pki.ParseToken(token)
+	if err != nil {
+		return secret, pki.Request{}, err
+	}
+	if ca != e.CA.Fingerprint() {
+		return secret, pki.Request{}, fault.New(fault.Denied, "token_unknown", "enrollment token is of another server").
+			WithHint("make a token on this server: klatch-fleet token create, or klatch-server token create --mirror")
+	}
+	csr, err := pki.ParseRequest(der)
+	return secret, csr, err
+}
+
+func keyDigest(csr pki.Request) string {
+	key := csr.KeyDigest()
+	return hex.EncodeToString(key[:])
+}
+
+// maxName limits what a mirror's operator calls it, in bytes.
+const maxName = 253
+
+// Join redeems a token for a mirror below this server.
+func (e *Enroller) Join(ctx context.Context, q wire.JoinRequest) (wire.JoinAnswer, error) {
+	var none wire.JoinAnswer
+	if e.Mirrors == nil || q.Name == "" || len(q.Name) > maxName {
+		return none, fault.New(fault.Invalid, "bad_name", "name of a mirror has %d bytes, want 1 to %d", len(q.Name), maxName)
+	}
+	secret, csr, err := e.parse(q.Token, q.CSR)
+	if err != nil {
+		return none, err
+	}
+	now := e.Now()
+	id, err := newID("mir_", now)
+	if err != nil {
+		return none, err
+	}
+	m, err := e.Mirrors.RedeemMirror(ctx, secret.Digest(), store.Mirror{ID: id, Name: q.Name, KeyDigest: keyDigest(csr), Joined: now})
+	if err != nil {
+		return none, err
+	}
+	cert, expires, err := e.CA.SignMirror(csr, m.ID, now)
+	return wire.JoinAnswer{MirrorID: m.ID, Certificate: cert, CA: e.CA.Certificate(), Expires: expires}, err
+}
+
+// RenewMirror signs a fresh certificate for a mirror whose old one was
+// verified.
+func (e *Enroller) RenewMirror(mirrorID string, q wire.RenewRequest) (wire.RenewAnswer, error) {
+	csr, err := pki.ParseRequest(q.CSR)
+	if err != nil {
+		return wire.RenewAnswer{}, err
+	}
+	cert, expires, err := e.CA.SignMirror(csr, mirrorID, e.Now())
+	return wire.RenewAnswer{Certificate: cert, Expires: expires}, err
 }
 
 // Renew signs a fresh certificate for a machine whose old one was verified.
@@ -127,7 +181,9 @@ const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 
 // NewMachineID makes an id of 48 bits of time in milliseconds and 80 random
 // bits, so that ids sort by the time of enrollment.
-func NewMachineID(now time.Time) (string, error) {
+func NewMachineID(now time.Time) (string, error) { return newID("mch_", now) }
+
+func newID(prefix string, now time.Time) (string, error) {
 	var b [16]byte
 	if _, err := rand.Read(b[6:]); err != nil {
 		return "", err
@@ -148,5 +204,5 @@ func NewMachineID(now time.Time) (string, error) {
 			pos++
 		}
 	}
-	return "mch_" + string(out), nil
+	return prefix + string(out), nil
 }

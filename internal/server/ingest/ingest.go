@@ -39,6 +39,7 @@ type Ingester struct {
 	Machines  store.Machines
 	Reports   store.Reports
 	Published func(tier string) []fleet.Published // what a tier may have at the moment
+	Absent    func() []fleet.Absent               // what is left out of the copy; may be nil
 	Now       func() time.Time
 	Log       *slog.Logger
 }
@@ -61,7 +62,15 @@ func (i *Ingester) Check(ctx context.Context, machineID string, q wire.CheckRequ
 	if err != nil {
 		return wire.CheckAnswer{}, err
 	}
-	return fleet.Decide(i.Published(m.Tier), q.Facts.Kernel, q.Sequence), nil
+	a := fleet.Decide(i.Published(m.Tier), q.Facts.Kernel, q.Sequence)
+	if i.Absent != nil {
+		above := q.Sequence
+		if a.Offer != nil {
+			above = max(above, a.Offer.Sequence)
+		}
+		a.Absent = fleet.Missing(i.Absent(), q.Facts.Kernel, above)
+	}
+	return a, nil
 }
 
 func (i *Ingester) sighting(machineID string, now, at time.Time, s wire.State, f wire.Facts) store.Sighting {

@@ -4,14 +4,11 @@ package repo
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
+	"strings"
 
-	"klatch/internal/durable"
 	"klatch/internal/fault"
+	"klatch/internal/server/blob"
 	"klatch/internal/translog"
 	"klatch/internal/tufclient"
 )
@@ -35,16 +32,11 @@ func (r *Repo) syncLogs(ctx context.Context, s *tufclient.Snapshot) error {
 
 func (r *Repo) syncLog(ctx context.Context, s *tufclient.Snapshot, policy *translog.Policy, log *translog.Verifier) error {
 	folder := translog.Folder(log)
-	dir := filepath.Join(r.dir, filepath.FromSlash(folder))
 	upstream := func(ctx context.Context, name string, limit int64) ([]byte, error) {
 		return s.Static(ctx, path.Join(folder, name), limit)
 	}
-	here := func(_ context.Context, name string, limit int64) ([]byte, error) {
-		b, err := durable.ReadFile(filepath.Join(dir, filepath.FromSlash(name)), limit)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fault.New(fault.NotFound, "log_file_missing", "%w", err)
-		}
-		return b, err
+	here := func(ctx context.Context, name string, limit int64) ([]byte, error) {
+		return blob.Read(ctx, r.files, path.Join(folder, name), limit)
 	}
 	signed, err := upstream(ctx, translog.CheckpointFile, translog.MaxCheckpoint)
 	if fault.KindOf(err) == fault.NotFound {
@@ -84,15 +76,28 @@ func (r *Repo) syncLog(ctx context.Context, s *tufclient.Snapshot, policy *trans
 		}
 	}
 	for _, f := range files {
-		name := filepath.Join(dir, filepath.FromSlash(f.Name))
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		if err := r.putFile(name, f.Content); err != nil {
+		if err := r.putFile(ctx, path.Join(folder, f.Name), f.Content); err != nil {
 			return err
 		}
 	}
-	return translog.Prune(dir, head.Size)
+	return r.pruneLog(ctx, folder, head.Size)
+}
+
+// pruneLog deletes the partial tiles whose full tile is here.
+func (r *Repo) pruneLog(ctx context.Context, folder string, size int64) error {
+	names, err := r.files.List(ctx, folder+"/")
+	if err != nil {
+		return err
+	}
+	for i, n := range names {
+		names[i] = strings.TrimPrefix(n, folder+"/")
+	}
+	for _, n := range translog.Obsolete(names, size) {
+		if err := r.files.Delete(ctx, path.Join(folder, n)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // first reads here what is here already; checkpoints are the source's.

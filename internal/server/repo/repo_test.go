@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"klatch/internal/fault"
+	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/repo"
 	"klatch/internal/testkit/pubsim"
+	"klatch/internal/trust"
 	"klatch/internal/tufclient"
 	"klatch/internal/tufrepo"
 )
@@ -26,34 +28,44 @@ var (
 	nearby = pubsim.Kernel("6.1.0-51-cloud-amd64", 2)
 )
 
+// quiet throws logs away.
+var quiet = slog.New(slog.DiscardHandler)
+
 // mirror is a server's copy and the publisher's web server.
 type mirror struct {
 	*repo.Repo
 	dir, data, upstream string
+	rules               repo.Rules
 	t                   *testing.T
 	p                   *pubsim.Publisher
+	anchor              *trust.Anchor
 }
 
 func newMirror(t *testing.T, p *pubsim.Publisher) *mirror {
 	data := t.TempDir()
-	m := &mirror{dir: filepath.Join(data, "repository"), data: data, upstream: p.Serve(), t: t, p: p}
+	m := &mirror{dir: filepath.Join(data, "repository"), data: data, upstream: p.Serve(), t: t, p: p, anchor: p.Anchor}
 	m.reopen()
 	return m
 }
 
 func (m *mirror) reopen() {
-	m.Repo = repo.New(m.dir, filepath.Join(m.data, "upstream"), m.p.Anchor, slog.New(slog.DiscardHandler))
+	m.Repo = repo.New(fsblob.New(m.dir), filepath.Join(m.data, "upstream"), m.anchor, quiet)
 }
 
 func (m *mirror) sync(now time.Time) (repo.Result, error) {
-	return m.Sync(m.t.Context(), m.upstream, http.DefaultClient, now)
+	return m.Sync(m.t.Context(), repo.Source{BaseURL: m.upstream, Client: http.DefaultClient, Rules: m.rules}, now)
+}
+
+// serve gives the address of a web server over the copy.
+func (m *mirror) serve() string {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { m.Handler().ServeHTTP(w, q) }))
+	m.t.Cleanup(s.Close)
+	return s.URL
 }
 
 // machine is what a machine sees in the copy.
 func (m *mirror) machine(now time.Time) (*tufclient.Snapshot, error) {
-	s := httptest.NewServer(m.Handler())
-	m.t.Cleanup(s.Close)
-	return tufclient.Refresh(m.t.Context(), tufclient.Config{Root: m.p.Root, Dir: m.t.TempDir(), BaseURL: s.URL, Now: now})
+	return tufclient.Refresh(m.t.Context(), tufclient.Config{Root: m.p.Root, Dir: m.t.TempDir(), BaseURL: m.serve(), Now: now})
 }
 
 func (m *mirror) targets() string {
@@ -93,7 +105,7 @@ func TestSyncServesWhatThePublisherSigned(t *testing.T) {
 	// A restart reads the files again; so does a server that lost everything
 	// but the folder, and one whose publisher has been silent for too long.
 	m.reopen()
-	if !m.Changed() {
+	if !m.Changed(t.Context()) {
 		t.Error("a fresh catalog looks current")
 	}
 	for _, now := range []time.Time{start, start.Add(100 * 24 * time.Hour)} {
@@ -101,7 +113,7 @@ func TestSyncServesWhatThePublisherSigned(t *testing.T) {
 			t.Errorf("at %s: %+v, %v", now, m.Catalog(), err)
 		}
 	}
-	if want := start.Add(tufrepo.TimestampLife); !m.Catalog().Expires.Equal(want) || m.Changed() {
+	if want := start.Add(tufrepo.TimestampLife); !m.Catalog().Expires.Equal(want) || m.Changed(t.Context()) {
 		t.Errorf("expires %s, want %s", m.Catalog().Expires, want)
 	}
 }

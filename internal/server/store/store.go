@@ -59,9 +59,44 @@ type Sighting struct {
 	Facts     wire.Facts
 }
 
+// Role says what a token makes of who redeems it. Stored: never rename one.
+type Role string
+
+// The roles.
+const (
+	ForMachine Role = "machine"
+	ForMirror  Role = "mirror"
+)
+
+// Mirror is a server below this one.
+type Mirror struct {
+	ID        string // "mir_…"
+	Name      string // what its operator calls it; believed for pages only
+	KeyDigest string // as of a machine
+	Joined    time.Time
+	LastSeen  time.Time
+	Removed   time.Time // zero: it may read
+}
+
+// Mirrors remembers the servers that copy from this one.
+type Mirrors interface {
+	// RedeemMirror uses a token for a mirror, as Tokens.Redeem does for a
+	// machine. The time is m.Joined.
+	RedeemMirror(ctx context.Context, digest string, m Mirror) (Mirror, error)
+	// MirrorSeen notes a contact of a mirror whose certificate was verified,
+	// and adds one that is not known. Code mirror_removed, denied, if it was
+	// removed.
+	MirrorSeen(ctx context.Context, id string, at time.Time) error
+	// Mirrors lists all, removed ones too, by id; store.MaxPage at most.
+	Mirrors(ctx context.Context) ([]Mirror, error)
+	// RemoveMirror shuts one out; not_found if there is none.
+	RemoveMirror(ctx context.Context, id string, at time.Time) error
+}
+
 // Token is an enrollment token, of which only the digest is known.
 type Token struct {
 	Digest  string // SHA-256 of the secret, hexadecimal
+	Role    Role   // empty: ForMachine
 	Tier    string
 	Created time.Time
 	Expires time.Time
@@ -77,7 +112,7 @@ type Tokens interface {
 	// The time is m.Enrolled; the tier is the token's.
 	// The same key with the same token again, before the token expires, gives
 	// the machine that was added the first time: its answer got lost. Codes:
-	// token_unknown, token_expired, token_used, all denied.
+	// token_unknown, token_expired, token_used, token_role, all denied.
 	Redeem(ctx context.Context, digest string, m Machine) (Machine, error)
 	// Tokens lists those that are not expired at the time, newest first.
 	Tokens(ctx context.Context, now time.Time) ([]Token, error)
@@ -108,6 +143,7 @@ type Store interface {
 	Machines
 	Tokens
 	Reports
+	Mirrors
 }
 
 // MaxReports is how many reports of one machine are kept: months of an honest

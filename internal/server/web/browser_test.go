@@ -19,6 +19,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
+	"klatch/internal/server/blob/fsblob"
 	"klatch/internal/server/repo"
 	"klatch/internal/server/store"
 	"klatch/internal/server/store/sqlstore"
@@ -37,10 +38,10 @@ func fleetOf(t *testing.T, now time.Time, full bool) *web.Pages {
 	}
 	t.Cleanup(func() { db.Close() })
 	p := pubsim.New(t, "acme-livepatch", now)
-	r := repo.New(filepath.Join(t.TempDir(), "repository"), filepath.Join(t.TempDir(), "upstream"), p.Anchor, slog.New(slog.DiscardHandler))
+	r := repo.New(fsblob.New(t.TempDir()), filepath.Join(t.TempDir(), "upstream"), p.Anchor, slog.New(slog.DiscardHandler))
 	if full {
 		fill(t, db, p, now)
-		if _, err := r.Sync(t.Context(), p.Serve(), http.DefaultClient, now); err != nil {
+		if _, err := r.Sync(t.Context(), repo.Source{BaseURL: p.Serve(), Client: http.DefaultClient}, now); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -263,6 +263,9 @@ func warnings(c *repo.Catalog, now time.Time) (list []warning) {
 	for _, p := range c.Problems {
 		list = append(list, warning{"A published file is damaged here: " + p, "copy it again: klatch-server sync --from SOURCE"})
 	}
+	if n := len(c.LeftOut); n > 0 {
+		list = append(list, warning{fmt.Sprintf("%d signed livepatches are left out here; their machines are told so.", n), "see which and why: klatch-server status"})
+	}
 	return list
 }
 

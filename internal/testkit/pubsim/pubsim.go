@@ -12,6 +12,7 @@ import (
 	"crypto/sha512"
 	"encoding/asn1"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"math/big"
 	"sync"
@@ -99,8 +100,17 @@ func (p *Publisher) Bundle(k kernel.Build, s livepatch.Sequence, fixes ...cve.ID
 func (p *Publisher) Release(now time.Time, k kernel.Build, s livepatch.Sequence, fixes ...cve.ID) string {
 	p.t.Helper()
 	m, b := p.Bundle(k, s, fixes...)
-	p.Publish(now, tufrepo.Target{Path: m.TargetPath(), Content: b.Encode()})
+	p.Publish(now, Listed(m, b, now))
 	return m.TargetPath()
+}
+
+// Listed is a bundle with what a publisher's list says of it.
+func Listed(m livepatch.Manifest, b livepatch.Bundle, released time.Time) tufrepo.Target {
+	custom, err := json.Marshal(livepatch.Listed{Format: livepatch.ListedFormat, Kernel: m.Kernel, Sequence: m.Sequence, Fixes: m.Fixes, Released: released.UTC()})
+	if err != nil {
+		panic(err) // made of fixed types
+	}
+	return tufrepo.Target{Path: m.TargetPath(), Content: b.Encode(), Custom: custom}
 }
 
 func check(t testing.TB, err error) {

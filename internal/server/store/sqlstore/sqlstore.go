@@ -6,6 +6,7 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -197,57 +198,17 @@ func (d *DB) Machines(ctx context.Context, after string, limit int) (list []stor
 
 // AddToken stores a token.
 func (d *DB) AddToken(ctx context.Context, t store.Token) error {
-	_, err := d.db.ExecContext(ctx, `INSERT INTO tokens (digest, tier, created_ms, expires_ms, uses, used) VALUES ($1, $2, $3, $4, $5, $6)`,
-		t.Digest, t.Tier, ms(t.Created), ms(t.Expires), t.Uses, t.Used)
+	_, err := d.db.ExecContext(ctx, `INSERT INTO tokens (digest, role, tier, created_ms, expires_ms, uses, used) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		t.Digest, cmp.Or(t.Role, store.ForMachine), t.Tier, ms(t.Created), ms(t.Expires), t.Uses, t.Used)
 	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code() == 1555 { // SQLITE_CONSTRAINT_PRIMARYKEY
 		return fault.New(fault.Conflict, "token_exists", "token exists already")
 	}
 	return err
 }
 
-// Redeem uses a token for a machine.
-func (d *DB) Redeem(ctx context.Context, digest string, m store.Machine) (store.Machine, error) {
-	err := d.inTx(ctx, func(tx *sql.Tx) error {
-		var tier string
-		var expires int64
-		var uses, used int
-		err := tx.QueryRowContext(ctx, `SELECT tier, expires_ms, uses, used FROM tokens WHERE digest = $1`, digest).Scan(&tier, &expires, &uses, &used)
-		again := "make another one: klatch-fleet token create"
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			return fault.New(fault.Denied, "token_unknown", "enrollment token is not known here").WithHint("%s", again)
-		case err != nil:
-			return err
-		case ms(m.Enrolled) >= expires:
-			return fault.New(fault.Denied, "token_expired", "enrollment token expired at %s", fromMS(expires).Format(time.RFC3339)).WithHint("%s", again)
-		}
-		old, err := scanMachine(tx.QueryRowContext(ctx, `SELECT `+machineColumns+` FROM machines WHERE token_digest = $1 AND key_digest = $2`, digest, m.KeyDigest))
-		if err == nil {
-			m = old
-			return nil
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
-			return err
-		}
-		if used >= uses {
-			return fault.New(fault.Denied, "token_used", "enrollment token was used by %d of %d machines already", used, uses).WithHint("%s", again)
-		}
-		m.Tier = tier
-		if _, err := tx.ExecContext(ctx, `UPDATE tokens SET used = used + 1 WHERE digest = $1`, digest); err != nil {
-			return err
-		}
-		if err := see(ctx, tx, store.Sighting{MachineID: m.ID, Tier: m.Tier, Seen: m.Enrolled, State: m.State, Facts: m.Facts}); err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, `UPDATE machines SET key_digest = $1, token_digest = $2 WHERE machine_id = $3`, m.KeyDigest, digest, m.ID)
-		return err
-	})
-	return m, err
-}
-
 // Tokens lists those that are not expired.
 func (d *DB) Tokens(ctx context.Context, now time.Time) (list []store.Token, err error) {
-	rows, err := d.db.QueryContext(ctx, `SELECT digest, tier, created_ms, expires_ms, uses, used FROM tokens WHERE expires_ms > $1 ORDER BY created_ms DESC, digest LIMIT $2`, ms(now), store.MaxPage)
+	rows, err := d.db.QueryContext(ctx, `SELECT digest, role, tier, created_ms, expires_ms, uses, used FROM tokens WHERE expires_ms > $1 ORDER BY created_ms DESC, digest LIMIT $2`, ms(now), store.MaxPage)
 	if err != nil {
 		return nil, fmt.Errorf("list tokens: %w", err)
 	}
@@ -255,7 +216,7 @@ func (d *DB) Tokens(ctx context.Context, now time.Time) (list []store.Token, err
 	for rows.Next() {
 		var t store.Token
 		var created, expires int64
-		if err := rows.Scan(&t.Digest, &t.Tier, &created, &expires, &t.Uses, &t.Used); err != nil {
+		if err := rows.Scan(&t.Digest, &t.Role, &t.Tier, &created, &expires, &t.Uses, &t.Used); err != nil {
 			return nil, fmt.Errorf("list tokens: %w", err)
 		}
 		t.Created, t.Expires = fromMS(created), fromMS(expires)

@@ -51,6 +51,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"a token expires":                                   tokenExpires,
 		"a lost answer can be asked for again":              lostAnswer,
 		"many machines race for one token":                  race,
+		"a token for mirrors makes a mirror and no machine": mirrorToken,
+		"a mirror is seen, removed, and stays removed":      mirrorRemoved,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}
@@ -236,7 +238,7 @@ func tokenUsedUp(t *testing.T, s store.Store) {
 	list, err := s.Tokens(t.Context(), start)
 	must(t, err)
 	want := token(2)
-	want.Used = 2
+	want.Used, want.Role = 2, store.ForMachine
 	if d := cmp.Diff([]store.Token{want}, list); d != "" {
 		t.Error(d)
 	}
@@ -288,5 +290,63 @@ func race(t *testing.T, s store.Store) {
 	wg.Wait()
 	if list, err := s.Machines(t.Context(), "", 0); err != nil || won != 3 || len(list) != 3 {
 		t.Errorf("%d won, %d machines, %v", won, len(list), err)
+	}
+}
+
+// MirrorID makes the n-th mirror id of a test.
+func MirrorID(n int) string { return fmt.Sprintf("mir_%026d", n) }
+
+func mirrorToken(t *testing.T, s store.Store) {
+	for digest, role := range map[string]store.Role{"for-mirrors": store.ForMirror, "for-machines": ""} {
+		must(t, s.AddToken(t.Context(), store.Token{Digest: digest, Role: role, Tier: "stable", Created: start, Expires: start.Add(time.Hour), Uses: 1}))
+	}
+	mirror := func(n int, key string) store.Mirror {
+		return store.Mirror{ID: MirrorID(n), Name: "site", KeyDigest: key, Joined: start.Add(time.Minute)}
+	}
+	_, err := s.RedeemMirror(t.Context(), "for-machines", mirror(1, "k1"))
+	code(t, err, "token_role")
+	_, err = s.Redeem(t.Context(), "for-mirrors", store.Machine{ID: MachineID(1), KeyDigest: "k1", Enrolled: start})
+	code(t, err, "token_role")
+	_, err = s.RedeemMirror(t.Context(), "no-such", mirror(1, "k1"))
+	code(t, err, "token_unknown")
+	first, err := s.RedeemMirror(t.Context(), "for-mirrors", mirror(1, "k1"))
+	must(t, err)
+	again, err := s.RedeemMirror(t.Context(), "for-mirrors", mirror(2, "k1"))
+	if err != nil || again.ID != first.ID {
+		t.Errorf("a lost answer: %+v, %v", again, err)
+	}
+	_, err = s.RedeemMirror(t.Context(), "for-mirrors", mirror(3, "k2"))
+	code(t, err, "token_used")
+	late := mirror(4, "k1")
+	late.Joined = start.Add(time.Hour)
+	_, err = s.RedeemMirror(t.Context(), "for-mirrors", late)
+	code(t, err, "token_expired")
+	list, err := s.Mirrors(t.Context())
+	if err != nil || len(list) != 1 || list[0] != (store.Mirror{ID: MirrorID(1), Name: "site", KeyDigest: "k1", Joined: start.Add(time.Minute), LastSeen: start.Add(time.Minute)}) {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if m, err := s.Machines(t.Context(), "", 10); err != nil || len(m) != 0 {
+		t.Errorf("machines: %+v, %v", m, err)
+	}
+	tokens, err := s.Tokens(t.Context(), start)
+	if err != nil || len(tokens) != 2 || tokens[0].Role == tokens[1].Role {
+		t.Errorf("tokens: %+v, %v", tokens, err)
+	}
+}
+
+func mirrorRemoved(t *testing.T, s store.Store) {
+	// One that this store forgot is known by its certificate.
+	must(t, s.MirrorSeen(t.Context(), MirrorID(7), start))
+	must(t, s.MirrorSeen(t.Context(), MirrorID(7), start.Add(time.Hour)))
+	must(t, s.MirrorSeen(t.Context(), MirrorID(7), start.Add(time.Minute)))
+	code(t, s.RemoveMirror(t.Context(), MirrorID(8), start), "mirror_unknown")
+	must(t, s.RemoveMirror(t.Context(), MirrorID(7), start.Add(2*time.Hour)))
+	must(t, s.RemoveMirror(t.Context(), MirrorID(7), start.Add(9*time.Hour)))
+	for range 2 {
+		code(t, s.MirrorSeen(t.Context(), MirrorID(7), start.Add(3*time.Hour)), "mirror_removed")
+	}
+	list, err := s.Mirrors(t.Context())
+	if err != nil || len(list) != 1 || !list[0].LastSeen.Equal(start.Add(time.Hour)) || !list[0].Removed.Equal(start.Add(2*time.Hour)) {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
