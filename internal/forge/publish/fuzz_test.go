@@ -15,7 +15,7 @@ import (
 // FuzzCustom: the custom part of a target is either read, or it is said that
 // it cannot be; what is read says for whom the livepatch is.
 func FuzzCustom(f *testing.F) {
-	good, err := json.Marshal(custom{targetFormat, kernel.Build{Distro: "debian-12", Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, 1, nil})
+	good, err := json.Marshal(livepatch.Listed{Format: livepatch.ListedFormat, Kernel: kernel.Build{Distro: "debian-12", Arch: kernel.AMD64, Release: "6.1.0-50-amd64", ID: kernel.BuildID{1}}, Sequence: 1})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func FuzzCustom(f *testing.F) {
 			}
 			return
 		}
-		var c custom
+		var c livepatch.Listed
 		if raw == nil || json.Unmarshal(raw, &c) != nil || c.Format == notice.Format {
 			return
 		}
