@@ -110,8 +110,10 @@ func byOtherWays(t *testing.T, p, stranger *securePublisher) {
 		w.sh("cd / && find . -xdev | cpio -o -H newc > /tmp/initrd 2>/dev/null")
 		line := w.sh("cat /proc/cmdline") + " klatch.kexec=1"
 		// It does not answer: another kernel is there when it would.
-		_, err := w.Run(t.Context(), lab.Command{Argv: []string{lab.FilesDir + "/klatch-hostile", "kexec", lab.FilesDir + "/vmlinuz", "/tmp/initrd", line}, Timeout: 20 * time.Second})
-		t.Logf("kexec: %v", err)
+		res, err := w.Run(t.Context(), lab.Command{Argv: []string{lab.FilesDir + "/klatch-hostile", "kexec", lab.FilesDir + "/vmlinuz", "/tmp/initrd", line}, Timeout: 3 * time.Minute})
+		if err == nil {
+			t.Fatalf("kexec came back: status %d, timed out %v: %s%s", res.Exit, res.TimedOut, res.Stdout, res.Stderr)
+		}
 		if err := w.Await(t.Context(), before); err != nil {
 			t.Fatal(err)
 		}
