@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
@@ -78,9 +79,13 @@ func Open(ctx context.Context, address string) (*Store, error) {
 	if e, err := url.Parse(endpoint); err != nil || endpoint != "" && (e.Host == "" || e.User != nil || e.Scheme != "https" && e.Scheme != "http") {
 		return nil, bad("endpoint %.200q is not an https or http address", endpoint)
 	}
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(&http.Client{Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 20 * time.Second, ResponseHeaderTimeout: answerLimit, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 16,
-	}}))
+	// Their own sort of client: the loader adds an authority to it where the
+	// environment names one (AWS_CA_BUNDLE).
+	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.TLSHandshakeTimeout, t.ResponseHeaderTimeout = 20*time.Second, answerLimit
+		t.IdleConnTimeout, t.MaxIdleConnsPerHost = time.Minute, 16
+	})
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(client))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "bad_storage", "settings of the object store: %w", err)
 	}
@@ -90,7 +95,7 @@ func Open(ctx context.Context, address string) (*Store, error) {
 	if cfg.Region == "" {
 		cfg.Region = "us-east-1" // stores of one's own do not care, and the signature needs a word
 	}
-	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
+	calls := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		if endpoint != "" {
 			o.BaseEndpoint = aws.String(endpoint)
 		}
@@ -100,7 +105,7 @@ func Open(ctx context.Context, address string) (*Store, error) {
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})
-	return &Store{client: client, bucket: u.Host, prefix: prefix, place: address}, nil
+	return &Store{client: calls, bucket: u.Host, prefix: prefix, place: address}, nil
 }
 
 // Place is the address.
