@@ -57,11 +57,13 @@ func TestPowerCutAtPublish(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := newPublishing(t, tt.name == "publish")
-			for _, pt := range p.points(tt.args) {
+			all := p.points(tt.args)
+			for _, pt := range all {
 				p.cut(pt, tt.args, tt.done)
 			}
-			if p.missed > 4 {
-				t.Errorf("%d points were not reached", p.missed)
+			// How often the log's threads write their checkpoint is up to the time.
+			if t.Logf("%d points were not reached", p.missed); p.missed > len(all)/5 {
+				t.Errorf("%d of %d points were not reached", p.missed, len(all))
 			}
 		})
 	}

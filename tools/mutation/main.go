@@ -40,7 +40,7 @@ import (
 var stepsText string
 
 func main() {
-	only := flag.String("steps", "", "numbers of `steps`, with commas; empty: all")
+	only := flag.String("steps", "", "numbers of `steps` or what they check, with commas; empty: all")
 	write := flag.String("write", "", "put the table into this `file`")
 	build := flag.Bool("build", false, "only see that the code compiles without each check")
 	flag.Parse()
@@ -68,7 +68,7 @@ func run(only, write string, build bool) error {
 	}
 	if only != "" {
 		wanted := strings.Split(only, ",")
-		ms = slices.DeleteFunc(ms, func(m mutant) bool { return !slices.Contains(wanted, strconv.Itoa(m.step)) })
+		ms = slices.DeleteFunc(ms, func(m mutant) bool { return !slices.Contains(wanted, strconv.Itoa(m.step)) && !slices.Contains(wanted, m.about) })
 	}
 	for _, m := range ms { // all before the first test runs
 		if _, _, err := m.apply("."); err != nil {

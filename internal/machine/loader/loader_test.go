@@ -59,7 +59,7 @@ func (r *rig) stored() []string {
 	return names
 }
 
-func TestCancel(t *testing.T) { t.Run("Attack/L/stuck transition", cancelStuck) }
+func TestAttackCancel(t *testing.T) { t.Run("Attack/L/stuck transition", cancelStuck) }
 
 func cancelStuck(t *testing.T) {
 	r := newRig(t)
@@ -293,7 +293,7 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
-func TestKernelRefuses(t *testing.T) { t.Run("Attack/L/finit_module refused", kernelRefuses) }
+func TestAttackKernelRefuses(t *testing.T) { t.Run("Attack/L/finit_module refused", kernelRefuses) }
 
 func kernelRefuses(t *testing.T) {
 	for errno, want := range map[unix.Errno]fault.Code{
@@ -301,7 +301,7 @@ func kernelRefuses(t *testing.T) {
 		unix.EINVAL: "kernel_refused", unix.ENOENT: "kernel_symbol", unix.ENOMEM: "kernel_memory", unix.EIO: "kernel_error",
 		unix.EBUSY: "kernel_busy", unix.EEXIST: "kernel_exists",
 	} {
-		t.Run(fmt.Sprintf("Attack/L/finit_module refused with error %d", errno), func(t *testing.T) {
+		t.Run(fmt.Sprintf("error %d", errno), func(t *testing.T) {
 			r := newRig(t)
 			r.confirmed(1)
 			before := r.snapshot()
@@ -319,7 +319,7 @@ func kernelRefuses(t *testing.T) {
 	}
 }
 
-func TestJournal(t *testing.T) {
+func TestAttackJournal(t *testing.T) {
 	t.Run("Attack/L/state file corrupt", func(t *testing.T) {
 		for _, text := range []string{"", "{", `{"version":2,"builds":{}}`, `{"version":1}`, `{"version":1,"builds":{},"more":1}`,
 			`{"version":1,"builds":{"ab01000000000000000000000000000000000000":null}}`} {

@@ -32,7 +32,7 @@ func TestOnlySHA256Differs(t *testing.T) {
 }
 
 // What the daemon says is done is looked at, each part of it.
-func TestConfirmLooksAtEachPart(t *testing.T) {
+func TestAttackConfirm(t *testing.T) {
 	for name, spoil := range map[string]func(*klp.Livepatch){
 		"not enabled":         func(p *klp.Livepatch) { p.Enabled = false },
 		"in transition":       func(p *klp.Livepatch) { p.Transition = true },
