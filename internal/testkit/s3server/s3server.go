@@ -5,6 +5,7 @@
 package s3server
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -30,7 +31,7 @@ var program = sync.OnceValues(func() (string, error) {
 	_, here, _, _ := runtime.Caller(0)
 	mod := filepath.Join(filepath.Dir(here), "..", "..", "..", "tools", "s3server", "go.mod")
 	var stderr strings.Builder
-	c := exec.Command("go", "tool", "-modfile="+mod, "-n", "versitygw")
+	c := exec.CommandContext(context.Background(), "go", "tool", "-modfile="+mod, "-n", "versitygw")
 	c.Stderr = &stderr
 	out, err := c.Output()
 	if err != nil {
@@ -44,21 +45,21 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	path, err := program()
 	check(t, err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	check(t, err)
 	address := l.Addr().String()
 	check(t, l.Close())
 	dir, sidecar := t.TempDir(), t.TempDir()
-	c := exec.Command(path, "--access", "test", "--secret", "testsecret", "--port", address, "posix", "--sidecar", sidecar, dir)
+	c := exec.CommandContext(context.WithoutCancel(t.Context()), path, "--access", "test", "--secret", "testsecret", "--port", address, "posix", "--sidecar", sidecar, dir)
 	var log strings.Builder
 	c.Stdout, c.Stderr = &log, &log
 	check(t, c.Start())
 	t.Cleanup(func() {
-		c.Process.Kill() //nolint:errcheck,gosec // it may have ended
-		c.Wait()         //nolint:errcheck,gosec // killed
+		c.Process.Kill() //nolint:errcheck // it may have ended
+		c.Wait()         //nolint:errcheck // killed
 	})
 	for end := time.Now().Add(time.Minute); ; {
-		conn, err := net.Dial("tcp", address)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			check(t, conn.Close())
 			break
@@ -66,7 +67,7 @@ func Start(t testing.TB) *Server {
 		if time.Now().After(end) {
 			t.Fatalf("versitygw does not listen: %v\n%s", err, &log)
 		}
-		time.Sleep(50 * time.Millisecond)
+		<-time.After(50 * time.Millisecond)
 	}
 	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_EC2_METADATA_DISABLED": "true"} {
 		if s, ok := t.(interface{ Setenv(string, string) }); ok {

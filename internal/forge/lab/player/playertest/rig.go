@@ -214,10 +214,10 @@ func (m *machine) run(c lab.Command, line string) (lab.Result, error) {
 		return say(0, "1\n")
 	case strings.HasPrefix(line, "sh -c echo 0 > "):
 		if limit := cmp.Or(c.Timeout, lab.DefaultTimeout); m.Back > limit {
-			time.Sleep(limit)
+			<-time.After(limit)
 			return lab.Result{Exit: 128 + 9, TimedOut: true}, nil
 		}
-		time.Sleep(m.Back)
+		<-time.After(m.Back)
 		m.loaded = nil
 		return say(0, "")
 	case line == "ls /sys/kernel/livepatch/":
