@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"text/tabwriter"
@@ -97,7 +98,7 @@ func auditCommand(o *options) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "audit", Short: "show who changed what", Args: cobra.NoArgs,
-		Long: "audit shows the server's record of changes, newest first. Lines that do not\nfollow from the one before, because somebody changed the file, are counted.",
+		Long: "audit shows the server's record of changes, newest first; --json has what was\nbefore and after each change too. Lines that do not follow from the one before,\nbecause somebody changed the file, are counted.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := o.client()
 			if err != nil {
@@ -111,13 +112,13 @@ func auditCommand(o *options) *cobra.Command {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"broken": a.Broken, "entries": a.Entries})
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "AT\tWHO\tWHAT\tTIER\tBEFORE\tAFTER\tREASON") //nolint:errcheck // Flush tells
+			fmt.Fprintln(w, "AT\tWHO\tWHAT\tTIER\tREASON") //nolint:errcheck // Flush tells
 			for _, e := range a.Entries {
 				what := e.What
 				if e.Failed != "" {
 					what += " (did not happen)"
 				}
-				fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\t%s\t%q\n", e.At.UTC().Format(time.RFC3339), e.Who, what, e.Tier, e.Before, e.After, e.Reason) //nolint:errcheck // Flush tells
+				fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%q\n", e.At.UTC().Format(time.RFC3339), e.Who, what, cmp.Or(e.Tier, "-"), e.Reason) //nolint:errcheck // Flush tells
 			}
 			if a.Broken > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d lines do not follow from the one before: somebody changed the record\n", a.Broken) //nolint:errcheck // the list matters
