@@ -155,8 +155,8 @@ mutation: ## take out each verification step; the table goes to docs/explanation
 	@bin/mutation -write docs/explanation/mutation-check.md
 
 .PHONY: mutate
-mutate: ## take out the checks of a package one at a time: make mutate P=./internal/forge/evidence
-	@test -n '$(P)' || { echo 'say which: make mutate P=./internal/forge/evidence'; exit 2; }
+mutate: ## take out the checks of a package one at a time: make mutate P=./internal/evidence
+	@test -n '$(P)' || { echo 'say which: make mutate P=./internal/evidence'; exit 2; }
 	@mkdir -p bin
 	@$(GO) -C tools build -o ../bin/mutate ./mutate
 	@bin/mutate $(P)

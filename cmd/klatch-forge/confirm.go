@@ -10,13 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"klatch/internal/cli"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/catalog"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 )
 
 func confirmCommand(o *options) *cobra.Command {

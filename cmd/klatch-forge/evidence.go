@@ -12,12 +12,12 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/cve"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/proof"
 	"klatch/internal/forge/sign"
 	"klatch/internal/forge/triage"

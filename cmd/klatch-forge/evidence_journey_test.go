@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/publish"
 	"klatch/internal/forge/sign"
 	"klatch/internal/testkit/evidencesim"

@@ -16,9 +16,9 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/audit"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/evidencesim"

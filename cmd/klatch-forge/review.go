@@ -16,10 +16,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"klatch/internal/cli"
+	"klatch/internal/evidence"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/compose"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/kernel"
 )
 

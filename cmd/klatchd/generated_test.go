@@ -84,6 +84,7 @@ func TestSettingsThatAreRefused(t *testing.T) {
 		{`check_interval = "1s"`, "check_interval is 1s, at least 5s is possible"},
 		{`soak = "0"`, "soak is 0s, at least 1s is possible"},
 		{`log_level = "loud"`, `log_level "loud" is not debug, info, warn or error`},
+		{`evidence = "never"`, `evidence "never" is not published or required`},
 		{`chekc_interval = "1h"`, `unknown key "chekc_interval"`},
 	} {
 		root := t.TempDir()

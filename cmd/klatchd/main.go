@@ -133,6 +133,7 @@ func serve(ctx context.Context, p places) error {
 		Rollout:    remote.Rollout{Client: client, Dir: filepath.Join(p.state, "rollout")},
 		Operator:   func() (*rollout.Anchor, error) { return readOperator(p.root) },
 		Tier:       set.tier,
+		Evidence:   set.proofs,
 	})
 	if err != nil {
 		return err

@@ -35,6 +35,9 @@ type written struct {
 	// This machine's tier, where a rollout anchor is installed. The server is not
 	// asked for it.
 	Tier *string `toml:"tier"`
+	// Of whom evidence is asked beside livepatches: published (of publishers that
+	// have an evidence policy) or required (of all: without one nothing is loaded).
+	Evidence *string `toml:"evidence"`
 	// What goes to the journal: debug, info, warn or error.
 	LogLevel *string `toml:"log_level"`
 }
@@ -43,6 +46,7 @@ type written struct {
 type settings struct {
 	policy agent.Policy
 	tier   string
+	proofs agent.EvidenceRule
 	level  slog.Level
 }
 
@@ -84,6 +88,13 @@ func readSettings(root string) (settings, []conf.Setting, error) {
 		if err := rollout.CheckTierName(s.tier); err != nil {
 			return s, nil, fault.New(fault.Invalid, "config_invalid", "%s: %w", origins.Of("tier"), err)
 		}
+	}
+	if w.Evidence == nil {
+		rule := string(agent.EvidencePublished)
+		w.Evidence = &rule
+	}
+	if s.proofs = agent.EvidenceRule(*w.Evidence); s.proofs != agent.EvidencePublished && s.proofs != agent.EvidenceRequired {
+		return s, nil, fault.New(fault.Invalid, "config_invalid", "%s: evidence %.40q is not published or required", origins.Of("evidence"), *w.Evidence)
 	}
 	if w.LogLevel == nil {
 		level := "info"

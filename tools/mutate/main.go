@@ -8,8 +8,8 @@
 // command reads the changed file from an overlay.
 //
 //	go -C tools build -o ../bin/mutate ./mutate
-//	bin/mutate ./internal/forge/evidence
-//	bin/mutate ./internal/forge/evidence/check.go
+//	bin/mutate ./internal/evidence
+//	bin/mutate ./internal/evidence/check.go
 //
 // It writes a Markdown table, and ends with status 1 where a check survived.
 package main

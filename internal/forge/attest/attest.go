@@ -19,9 +19,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/trust"
 )
 

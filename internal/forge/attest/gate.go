@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/livepatch"
 )
 

@@ -16,11 +16,11 @@ import (
 
 	"klatch/internal/cve"
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/compose"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/queue"
 	"klatch/internal/kernel"
 )

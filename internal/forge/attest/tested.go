@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/build"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/proof"
 	"klatch/internal/livepatch"
 )

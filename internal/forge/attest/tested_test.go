@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/proof"
 	"klatch/internal/livepatch"

@@ -16,8 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"
@@ -150,24 +150,28 @@ func (r *reader) readRecalls() error {
 // readPolicy takes the highest version: a key that was taken out of the policy
 // counts no longer, for no livepatch.
 func (r reader) readPolicy() (evidence.Policy, error) {
-	var newest tufclient.Target
-	for _, t := range r.snap.Targets() {
-		if evidence.PolicyVersion(t.Path) > evidence.PolicyVersion(newest.Path) {
-			newest = t
-		}
-	}
-	if newest.Path == "" {
+	newest := evidence.NewestPolicy(r.paths())
+	if newest == "" {
 		return evidence.Policy{}, evidence.Refuse("no_policy", "the repository has no evidence policy")
 	}
-	b, err := r.snap.Download(r.ctx, newest, evidence.MaxPolicy)
+	t, err := r.snap.Target(newest)
 	if err != nil {
 		return evidence.Policy{}, err
 	}
-	p, err := evidence.ParsePolicy(b, r.q.Anchor.Profile)
-	if err == nil && p.TargetPath() != newest.Path {
-		err = evidence.Refuse("policy_malformed", "%s holds policy %d", newest.Path, p.Version)
+	b, err := r.snap.Download(r.ctx, t, evidence.MaxPolicy)
+	if err != nil {
+		return evidence.Policy{}, err
 	}
-	return p, err
+	return evidence.OpenPolicy(newest, b, r.q.Anchor.Profile)
+}
+
+// paths are those of all published targets.
+func (r reader) paths() []string {
+	var all []string
+	for _, t := range r.snap.Targets() {
+		all = append(all, t.Path)
+	}
+	return all
 }
 
 // livepatch verifies one bundle as a machine would, then its evidence.
@@ -202,18 +206,8 @@ func (r reader) livepatch(t tufclient.Target) (l Livepatch, wanted bool, err err
 	if content, err = r.snap.Download(r.ctx, et, evidence.MaxFile); err != nil {
 		return l, true, err
 	}
-	f, err := evidence.ParseFile(content)
-	if err != nil {
-		return l, true, err
-	}
-	l.Signed = f.Signed
-	sum := sha256.Sum256(module)
-	about := evidence.About{Module: evidence.Module{Name: m.Module.Name, SHA256: hex.EncodeToString(sum[:])}, Kernel: m.Kernel, Sequence: m.Sequence}
-	if f.About != about {
-		return l, true, evidence.Refuse("other_module", "the evidence is about %s for %s, sequence %d", f.About.Module.Name, f.About.Kernel, f.About.Sequence)
-	}
-	rep, err := evidence.Check(r.policy, evidence.Facts{About: about, Signed: f.Signed, Now: r.q.Now, Earlier: r.earlier(m), Manifest: &m}, f.Statements)
-	if err != nil {
+	rep, signed, err := evidence.Judge(r.policy, evidence.Published{Manifest: m, Module: module, File: content, Targets: r.paths(), Now: r.q.Now})
+	if l.Signed = signed; err != nil {
 		return l, true, err
 	}
 	l.Evidence = &rep
@@ -236,19 +230,6 @@ func (r reader) open(content []byte) (livepatch.Manifest, []byte, error) {
 	}
 	module, err := r.q.Anchor.VerifyModule(b.Module)
 	return m, module, err
-}
-
-// earlier lists the lower sequences of the kernel that are published:
-// machines may have them.
-func (r reader) earlier(m livepatch.Manifest) []livepatch.Sequence {
-	var out []livepatch.Sequence
-	dir := m.TargetPath()[:strings.LastIndex(m.TargetPath(), "/")+1]
-	for _, t := range r.snap.Targets() {
-		if _, seq, ok := named(t.Path); ok && strings.HasPrefix(t.Path, dir) && seq < m.Sequence {
-			out = append(out, seq)
-		}
-	}
-	return out
 }
 
 // named reads kernel release and sequence out of a bundle's path.

@@ -17,11 +17,11 @@ import (
 	"time"
 
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/publog"
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"

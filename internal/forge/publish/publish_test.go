@@ -9,11 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/lab"
 	"klatch/internal/forge/proof"
 	"klatch/internal/forge/publish"

@@ -18,11 +18,11 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
 	"klatch/internal/forge/datadir"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/keyfile"
 	"klatch/internal/livepatch"
 	"klatch/internal/trust"

@@ -69,6 +69,11 @@ type Snapshot interface {
 	Static(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Recalls names the newest signed recalls; "" where there are none.
 	Recalls() string
+	// EvidencePolicy names the newest evidence policy of the top list; "" where
+	// there is none.
+	EvidencePolicy() string
+	// Beside lists the signed targets in the folder of one of them.
+	Beside(target string) []string
 	// Named is a target by the signed list. NotFound means that the list does
 	// not name it.
 	Named(target string) (Listed, error)
@@ -129,6 +134,7 @@ type Config struct {
 	Rollout  Rollout
 	Operator func() (*rollout.Anchor, error)
 	Tier     string
+	Evidence EvidenceRule // empty: EvidencePublished
 	Log      *slog.Logger
 }
 

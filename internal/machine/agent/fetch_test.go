@@ -28,6 +28,10 @@ func (oneTarget) Static(context.Context, string, int64) ([]byte, error) {
 
 func (oneTarget) Recalls() string { return "" }
 
+func (oneTarget) EvidencePolicy() string { return "" }
+
+func (oneTarget) Beside(string) []string { return nil }
+
 func (oneTarget) Metadata() (v wire.Versions, signed time.Time) { return v, signed }
 
 func (o oneTarget) Named(target string) (Listed, error) {

@@ -47,7 +47,8 @@ type journal struct {
 	Halt       *Halt         `json:"halt,omitempty"`       // but not that of a log, which is in its memory
 	Floor      *Floor        `json:"time_floor,omitempty"`
 	Accepted   *wire.Seen    `json:"accepted,omitempty"` // newest signed state
-	Peak       []peak        `json:"peak,omitempty"`     // highest sequences that root's record has shown
+	Evidence   *evidenceSeen `json:"evidence_policy,omitempty"`
+	Peak       []peak        `json:"peak,omitempty"` // highest sequences that root's record has shown
 	Check      Check         `json:"check"`
 	Seen       string        `json:"seen_boot_id"`    // boot that was reported
 	Orderly    string        `json:"orderly_boot_id"` // boot in which the daemon was last stopped in order

@@ -46,6 +46,7 @@ const (
 	StepKernel    Step = "kernel"
 	StepModule    Step = "module"
 	StepLog       Step = "log"
+	StepEvidence  Step = "evidence"
 	StepRecheck   Step = "recheck"
 	StepLoader    Step = "loader"
 	StepSoak      Step = "soak"
@@ -79,6 +80,7 @@ var Order = []Place{
 	{StepKernel, "klatchd, then root", Quarantine, "It is for the kernel build that runs: build id, release, architecture. Path and sequence are those of the target."},
 	{StepModule, "klatchd, then root", Quarantine, "The module has the manifest's length and both digests. Root only: the module signature by a known key, the module's own words, its ELF form, no foreign livepatch, no transition."},
 	{StepLog, "klatchd", Quarantine, "The publisher's log holds exactly this file, as enough witnesses saw it, and is still the log that was seen before."},
+	{StepEvidence, "klatchd", Quarantine, "Where the publisher has an evidence policy: what lies beside the livepatch says that enough builders made the same bytes, that it was tested on this kernel build and reviewed, signed by those whom the newest policy names."},
 	{StepRecheck, "klatchd", Stay, "Just before the loader gets it: all of that once more, from the staged files, by the anchor, the recalls and the log policy of that moment."},
 	{StepLoader, "root, kernel", Quarantine, "Root copies both files into sealed memory, checks what is marked above again there, writes the attempt down and gives the same memory to the kernel."},
 	{StepSoak, "klatchd, then root", Quarantine, "All functions are replaced in time, and the kernel does not complain while it soaks. Root looks for itself before it confirms."},

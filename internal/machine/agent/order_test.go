@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
@@ -14,6 +15,7 @@ import (
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/testkit/logsim"
 	"klatch/internal/translog"
+	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
 
@@ -110,6 +112,14 @@ func attacks() []attack {
 			w.keepLog()
 			w.publish(5)
 		}},
+		{"A/no evidence, and its publisher has a policy", agent.StepEvidence, agent.Quarantine, "no_evidence", true, func(w *world) {
+			w.publish(5)
+			w.askEvidence()
+		}},
+		{"A/a policy that nobody can read", agent.StepEvidence, agent.Stay, "policy_malformed", true, func(w *world) {
+			w.publish(5)
+			w.pub.Put("policy/evidence.1.json", []byte("{}\n"))
+		}},
 		{"T/a log that the server cuts", agent.StepLog, agent.Stay, translog.CodeRollback, false, func(w *world) {
 			l := w.keepLog()
 			old := l.Fork()
@@ -150,6 +160,24 @@ func TestAttack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// askEvidence publishes a policy: from now on livepatches need evidence.
+func (w *world) askEvidence() {
+	w.Helper()
+	p := evidence.DefaultPolicy(trust.Lab, evidence.BaseScenarios)
+	for _, role := range []evidence.Role{evidence.Builder, evidence.Tester, evidence.Reviewer, evidence.Analyst} {
+		key, err := evidence.NewKey(string(role), role)
+		if err != nil {
+			w.Fatal(err)
+		}
+		p.Signers = append(p.Signers, key.Signer())
+	}
+	b, err := p.Encode()
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.pub.Put(p.TargetPath(), b)
 }
 
 // remembered says that a class has the effect that it promises.
@@ -200,7 +228,7 @@ func TestEachStepIsNeeded(t *testing.T) {
 			})
 		})
 	}
-	for _, s := range []agent.Step{agent.StepMemory, agent.StepClock, agent.StepPolicy, agent.StepForward, agent.StepKernel, agent.StepModule, agent.StepLog} {
+	for _, s := range []agent.Step{agent.StepMemory, agent.StepClock, agent.StepPolicy, agent.StepForward, agent.StepKernel, agent.StepModule, agent.StepLog, agent.StepEvidence} {
 		if !needed[s] {
 			t.Errorf("no attack needs step %s", s)
 		}

@@ -55,6 +55,8 @@ type trial struct {
 type digests struct {
 	Bundle string `json:"sha256"`
 	Proof  string `json:"proof_sha256,omitempty"`
+	// Evidence is of what lies beside it and of the policy, together.
+	Evidence string `json:"evidence_sha256,omitempty"`
 }
 
 type check struct {
@@ -81,6 +83,7 @@ func order() []check {
 		{StepKernel, (*trial).checkKernel},
 		{StepModule, (*trial).checkModule},
 		{StepLog, (*trial).checkLog},
+		{StepEvidence, (*trial).checkEvidence},
 	}
 }
 
@@ -220,6 +223,9 @@ func (t *trial) signedDigests() (digests, error) {
 	if d.Bundle = named.SHA256; err == nil && t.policy != nil {
 		named, err = t.snapshot.Named(translog.ProofPath(t.offer.Target))
 		d.Proof = named.SHA256
+	}
+	if policy := t.snapshot.EvidencePolicy(); policy != "" && (err == nil || fault.KindOf(err) == fault.NotFound) {
+		d.Evidence, err = t.evidenceDigest(policy)
 	}
 	if fault.KindOf(err) == fault.NotFound {
 		return d, nil

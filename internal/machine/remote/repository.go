@@ -4,9 +4,11 @@ package remote
 
 import (
 	"context"
+	"path"
 	"path/filepath"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/livepatch"
 	"klatch/internal/machine/agent"
 	"klatch/internal/rollout"
@@ -50,6 +52,29 @@ func (s snapshot) Recalls() string {
 		}
 	}
 	return newest
+}
+
+// EvidencePolicy names the newest one of the top list: a release role may not
+// say who vouches for its livepatches.
+func (s snapshot) EvidencePolicy() string {
+	var top []string
+	for _, t := range s.Targets() {
+		if t.Role == "targets" {
+			top = append(top, t.Path)
+		}
+	}
+	return evidence.NewestPolicy(top)
+}
+
+// Beside lists the signed targets in the folder of one of them.
+func (s snapshot) Beside(target string) []string {
+	var all []string
+	for _, t := range s.Targets() {
+		if path.Dir(t.Path) == path.Dir(target) {
+			all = append(all, t.Path)
+		}
+	}
+	return all
 }
 
 // Named is a target by the signed list.

@@ -17,10 +17,10 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"klatch/internal/durable"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
 	"klatch/internal/forge/build"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/forge/sign"
 	"klatch/internal/livepatch"
 	"klatch/internal/tufrepo"

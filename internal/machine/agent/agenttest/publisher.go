@@ -10,7 +10,10 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/big"
+	"path"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +21,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"klatch/internal/cve"
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
@@ -181,6 +185,21 @@ func (p *Publisher) Recalls() string {
 		}
 	}
 	return newest
+}
+
+// EvidencePolicy names the newest policy that was put in.
+func (p *Publisher) EvidencePolicy() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return evidence.NewestPolicy(slices.Collect(maps.Keys(p.targets)))
+}
+
+// Beside lists what was put into one folder.
+func (p *Publisher) Beside(target string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := slices.Collect(maps.Keys(p.targets))
+	return slices.DeleteFunc(all, func(t string) bool { return path.Dir(t) != path.Dir(target) })
 }
 
 // Recall signs recalls and puts them in.

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"klatch/internal/evidence"
 	"klatch/internal/fault"
 	"klatch/internal/forge/attest"
-	"klatch/internal/forge/evidence"
 	"klatch/internal/livepatch"
 	"klatch/internal/testkit/evidencesim"
 	"klatch/internal/trust"

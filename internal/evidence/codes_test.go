@@ -10,14 +10,14 @@ import (
 	"strings"
 	"testing"
 
-	"klatch/internal/forge/evidence"
+	"klatch/internal/evidence"
 	"klatch/internal/testkit/evidencesim"
 )
 
 var update = flag.Bool("update", false, "write the generated table")
 
 func TestCodesAreDocumented(t *testing.T) {
-	const file, begin, end = "../../../docs/reference/evidence.md", "-run TestCodesAreDocumented -args -update` -->\n", "<!-- end of codes -->"
+	const file, begin, end = "../../docs/reference/evidence.md", "-run TestCodesAreDocumented -args -update` -->\n", "<!-- end of codes -->"
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestEveryCodeHasAnAttack(t *testing.T) {
 	for _, a := range evidencesim.Attacks {
 		attacked[string(a.Code)] = true
 	}
-	published, err := os.ReadFile("../../../cmd/klatch-forge/evidence_test.go")
+	published, err := os.ReadFile("../../cmd/klatch-forge/evidence_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}
