@@ -79,7 +79,6 @@ func openOperatorOf(dir string) (*rolloutrepo.Repo, error) {
 // tiers are followed; install brings it into force. The two halves stand
 // around the copy of the livepatches: what a tier is to run is then here.
 func (d *data) fetchTiers(ctx context.Context, s settings, from, base string, client *http.Client, now time.Time) (install func() error, err error) {
-	nothing := func() error { return nil }
 	if s.Rollout != rolloutUpstream {
 		return nothing, nil
 	}
@@ -92,6 +91,21 @@ func (d *data) fetchTiers(ctx context.Context, s settings, from, base string, cl
 		return nothing, err
 	}
 	return func() error { _, err := f.Install(ctx); return err }, nil
+}
+
+func nothing() error { return nil }
+
+// tierFiles are those of the operator's repository, own or followed; none
+// where there is none.
+func (d *data) tierFiles(ctx context.Context, now time.Time) (map[string][]byte, error) {
+	r, err := openOperator(d.dir, d.settings, slog.New(slog.DiscardHandler))
+	if fault.CodeOf(err) == "no_rollout" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.Files(ctx, now)
 }
 
 // tiersShown is whose tiers a server has, for status.

@@ -123,6 +123,32 @@ func TestAMirrorFollowsUpstreamsTiers(t *testing.T) {
 		t.Error(out)
 	}
 
+	// A server without a network takes them from a file; one that follows
+	// nobody takes the livepatches only.
+	dir := t.TempDir()
+	with, without := filepath.Join(dir, "with"), filepath.Join(dir, "without")
+	low.run(0, "klatch-server", "export", with)
+	plain, gap := top.below(), top.below()
+	plain.init()
+	plain.run(0, "klatch-server", "import", with)
+	if s := plain.status(); s.Tiers.From != "none" || s.Livepatches != 1 {
+		t.Errorf("%+v", s)
+	}
+	plain.run(0, "klatch-server", "export", without)
+	gap.init()
+	gap.run(0, "klatch-server", "configure", "--rollout", "upstream", "--rollout-anchor", anchor)
+	if _, stderr := gap.run(3, "klatch-server", "import", without); !strings.Contains(stderr, "the file has none") {
+		t.Error(stderr)
+	}
+	if s := gap.status(); s.Tiers.Problem == "" || s.Livepatches != 1 || s.Last.Code != "import_no_tiers" {
+		t.Errorf("%+v", s)
+	}
+	gap.run(0, "klatch-server", "import", with)
+	gap.start()
+	across := gap.rollout(anchor)
+	across.await("canary", k, "held")
+	across.await("stable", k, "1")
+
 	// An older state, where the livepatches are as good as before.
 	middle.kill()
 	had := middle.status().Tiers.Version

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/server/repo"
 	"klatch/internal/server/rolloutdraft"
 	. "klatch/internal/server/rolloutrepo"
+	"klatch/internal/tufclient"
 	"klatch/internal/tufrepo"
 )
 
@@ -91,7 +92,7 @@ func (s *server) wants(canary, stable string) {
 		c, err := s.decide(tier, stock)
 		got := string(c.Code)
 		if c.Class == rollout.Take {
-			got = string(c.Sequence.ModuleName())
+			got = c.Sequence.ModuleName()
 		}
 		if err != nil || got != want {
 			s.t.Errorf("%s: %q, %v, want %q", tier, got, err, want)
@@ -309,6 +310,54 @@ func TestACopyThatWasBrokenOffShowsTheOldState(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wants("klatch_3", "not_selected")
+}
+
+// What is carried over an air gap is all that a copy is made of, and what does
+// not verify is not carried.
+func TestFilesOfARolloutAreACopy(t *testing.T) {
+	t.Parallel()
+	a := newAbove(t, rollout.Small)
+	a.release(stock, 1)
+	b := a.below()
+	if err := b.copy(a); err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string]*server{"its own": a.server, "a copy": b} {
+		files, err := from.Files(t.Context(), a.now)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		carried := t.TempDir()
+		for path, content := range files {
+			if !repo.Exportable(path) {
+				t.Errorf("%s: %s cannot be exported", name, path)
+			}
+			path = filepath.Join(carried, path)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := a.below()
+		f, err := c.Fetch(t.Context(), "file://localhost", &http.Client{Transport: tufclient.DirTransport(carried)}, a.now)
+		if err == nil {
+			_, err = f.Install(t.Context())
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		c.wants("klatch_1", "not_selected")
+	}
+	if _, err := a.Files(t.Context(), a.now.Add(40*24*time.Hour)); fault.CodeOf(err) != "metadata_expired" {
+		t.Errorf("expired: %v", err)
+	}
+	for _, name := range []string{"rollout/log/00000000/checkpoint", "rollout/left-out.json", "rollout/rollout/metadata/timestamp.json", "rollout/../metadata/timestamp.json", "rollout-keys/select-1.key"} {
+		if repo.Exportable(name) {
+			t.Errorf("%s can be exported", name)
+		}
+	}
 }
 
 func TestAServerFollowsOneOperator(t *testing.T) {
