@@ -52,9 +52,12 @@ func tierList(o *options) *cobra.Command {
 				return cli.Cannot(err, "list tiers")
 			}
 			if asJSON {
-				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"operator": r.Operator, "profile": r.Profile, "tiers": r.Tiers})
+				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"operator": r.Operator, "profile": r.Profile, "upstream": r.Upstream, "tiers": r.Tiers})
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			if r.Upstream != "" {
+				fmt.Fprintf(w, "tiers of operator %s, followed from %s; this server changes none\n", cli.Clean(r.Operator), cli.Clean(r.Upstream)) //nolint:errcheck // Flush tells
+			}
 			fmt.Fprintln(w, "PLACE\tTIER\tSOAK\tMACHINES\tHOLD") //nolint:errcheck // Flush tells
 			for i, t := range r.Tiers {
 				hold := "-"

@@ -19,6 +19,7 @@ import (
 
 	"klatch/internal/cli"
 	"klatch/internal/durable"
+	"klatch/internal/fault"
 	"klatch/internal/server/adminapi"
 	"klatch/internal/server/api"
 	"klatch/internal/server/archive"
@@ -27,11 +28,11 @@ import (
 
 const exportHelp = `export writes what this server holds into one file, for a server that has no
 network: all metadata, transparency logs, policies and recalls, and the
-livepatches that the filter lets through. The file begins with a list of what is
-in it, with digests.
+livepatches that the filter lets through, and the operator's tiers, of this
+server or followed. The file begins with a list of what is in it, with digests.
 
 The file carries no signature of this server: everything in it is signed by the
-publisher already, and import verifies all of it against its own trust anchor.
+publisher and the operator already, and import verifies all of it against its own trust anchor.
 A file that was changed on the way is refused, whoever changed it.
 
 Metadata lives for two days. Machines behind the gap take livepatches only
@@ -55,10 +56,14 @@ func exportCommand(dir *string) *cobra.Command {
 			if err != nil {
 				return cli.Cannot(err, "export to %s", args[0])
 			}
+			tiers, without := d.tierFiles(cmd.Context(), time.Now())
+			if without != nil { // the livepatches are as good without
+				fmt.Fprintf(cmd.ErrOrStderr(), "the tiers are not in the file: %s\n", cli.Clean(without.Error())) //nolint:errcheck // told as far as possible
+			}
 			var m archive.Manifest
 			var left []repo.LeftOut
 			bytes, sum, err := writeWhole(args[0], func(w io.Writer) error {
-				m, left, err = r.Export(cmd.Context(), w, filter, time.Now())
+				m, left, err = r.Export(cmd.Context(), w, filter, tiers, time.Now())
 				return err
 			})
 			if err != nil {
@@ -74,7 +79,8 @@ func exportCommand(dir *string) *cobra.Command {
 					Expires  time.Time          `json:"metadata_expires"`
 					Recalls  int64              `json:"recalls_version"`
 					LeftOut  []adminapi.LeftOut `json:"left_out"`
-				}{args[0], bytes, sum, len(m.Files), m.Metadata, m.Expires, m.Recalls, api.LeftOut(left)})
+					Tiers    bool               `json:"tiers"`
+				}{args[0], bytes, sum, len(m.Files), m.Metadata, m.Expires, m.Recalls, api.LeftOut(left), len(tiers) > 0})
 			}
 			w := cmd.OutOrStdout()
 			fmt.Fprintf(w, "%s: %d files, %d bytes, metadata %d until %s\nsha256 %s\n", args[0], len(m.Files), bytes, m.Metadata, m.Expires.Format(time.RFC3339), sum) //nolint:errcheck // told as far as possible
@@ -143,6 +149,9 @@ What is signed and not in the file is named: livepatches of which machines here
 will hear that they exist, roots of the publisher's metadata that were skipped,
 metadata that is older than what this server has seen, or expired.
 
+Tiers in the file are taken where this server follows them: klatch-server
+configure --rollout upstream.
+
 With --list it only prints what the file says it holds.`
 
 func importCommand(dir *string) *cobra.Command {
@@ -153,7 +162,7 @@ func importCommand(dir *string) *cobra.Command {
 		Long:  importHelp,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := archive.Open(args[0], repo.Servable)
+			a, err := archive.Open(args[0], repo.Exportable)
 			if err != nil {
 				return cli.Cannot(err, "import %s", args[0])
 			}
@@ -192,7 +201,15 @@ func importArchive(cmd *cobra.Command, dir string, a *archive.Archive, name stri
 	if err := r.Load(cmd.Context(), now); err != nil && cmd.Context().Err() != nil {
 		return repo.Result{}, err
 	}
+	install, broken := nothing, error(nil)
+	if d.Rollout == rolloutUpstream && !a.Has("rollout/metadata/timestamp.json") {
+		broken = fault.New(fault.NotFound, "import_no_tiers", "this server follows tiers, and the file has none; the old ones stay").
+			WithHint("export at a server that keeps or follows them: klatch-server rollout status there")
+	} else {
+		install, broken = d.fetchTiers(cmd.Context(), d.settings, "file "+name, "file://localhost", repo.Reader(a), now)
+	}
 	res, err := r.Import(cmd.Context(), a, d.rules(), progress(cmd.ErrOrStderr()), now)
+	err = errors.Join(err, broken, install())
 	if cmd.Context().Err() != nil {
 		return res, err
 	}

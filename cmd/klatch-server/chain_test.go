@@ -70,7 +70,15 @@ type status struct {
 		Why    string `json:"why"`
 	} `json:"left_out"`
 	Problems []string `json:"problems"`
-	Last     struct {
+	Tiers    struct {
+		From     string    `json:"from"`
+		Upstream string    `json:"upstream"`
+		Operator string    `json:"operator"`
+		Version  int64     `json:"metadata_version"`
+		Expires  time.Time `json:"metadata_expires"`
+		Problem  string    `json:"problem"`
+	} `json:"tiers"`
+	Last struct {
 		Code string `json:"code"`
 		Text string `json:"text"`
 	} `json:"last_sync"`

@@ -30,7 +30,11 @@ in a list by "or". Metadata, recalls and notices are always copied, so a
 machine is told that its kernel is filtered away, and a recall reaches all.
 
 --min-age waits until a livepatch was released that long ago, by the time in
-the publisher's signed list. Recalls and metadata never wait.`
+the publisher's signed list. Recalls and metadata never wait.
+
+--rollout upstream takes tiers and promotions from the server above, as its
+operator's people signed them, and refuses to change them here. It needs their
+anchor the first time, --rollout-anchor FILE; then restart klatch-server serve.`
 
 // filterFlags are those of a filter, with one meaning in every command.
 func filterFlags(f *pflag.FlagSet, x *repo.Filter) {
@@ -43,7 +47,7 @@ func filterFlags(f *pflag.FlagSet, x *repo.Filter) {
 
 func configureCommand(dir *string) *cobra.Command {
 	var filter repo.Filter
-	var upstream string
+	var upstream, tiers, tiersAnchor string
 	var minAge, interval time.Duration
 	var asJSON, closed bool
 	c := &cobra.Command{
@@ -86,6 +90,11 @@ func configureCommand(dir *string) *cobra.Command {
 				}
 				s.Upstream = upstream
 			}
+			if f.Changed("rollout") || tiersAnchor != "" {
+				if err := setRollout(cmd.Context(), *dir, &s, cmp.Or(tiers, s.Rollout), tiersAnchor); err != nil {
+					return cli.Cannot(err, "change the settings")
+				}
+			}
 			if err := s.rules().Validate(); err != nil {
 				return cli.Cannot(err, "change the settings")
 			}
@@ -101,6 +110,8 @@ func configureCommand(dir *string) *cobra.Command {
 	f.DurationVar(&interval, "interval", defaultInterval, "time between two copies of a running serve")
 	f.StringVar(&upstream, "upstream", "", "where serve copies from: an address or a folder; empty: by hand only")
 	f.BoolVar(&closed, "closed", false, "serve the repository to machines and mirrors of this server only; --closed=false: to anybody")
+	f.StringVar(&tiers, "rollout", "", "whose tiers: local, of this server's operator, or upstream; restart serve then")
+	f.StringVar(&tiersAnchor, "rollout-anchor", "", "rollout.json of the operator whose tiers are followed")
 	f.BoolVar(&asJSON, "json", false, "print the settings for programs")
 	return c
 }
@@ -128,10 +139,11 @@ type shown struct {
 	MinAge   string      `json:"min_age"`
 	Closed   bool        `json:"closed"`
 	Storage  string      `json:"storage"`
+	Rollout  string      `json:"rollout"`
 }
 
 func (s settings) shown() shown {
-	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String(), s.Closed, s.Storage}
+	return shown{s.Upstream, s.interval().String(), s.Filter, time.Duration(s.MinAge).String(), s.Closed, s.Storage, cmp.Or(s.Rollout, rolloutLocal)}
 }
 
 func printSettings(w io.Writer, s settings, asJSON bool) error {
@@ -150,14 +162,18 @@ func printSettings(w io.Writer, s settings, asJSON bool) error {
 	if s.Closed {
 		who = "machines and mirrors of this server"
 	}
-	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\nserves:       %s\nkept in:      %s\n",
-		from, s.interval(), s.Filter, age, who, cmp.Or(s.Storage, "the data folder"))
+	tiers := "local"
+	if s.Rollout == rolloutUpstream {
+		tiers = "followed from upstream"
+	}
+	_, err := fmt.Fprintf(w, "copies from:  %s, every %s\nlivepatches:  %s\ntaken:        %s\nserves:       %s\nkept in:      %s\ntiers:        %s\n",
+		from, s.interval(), s.Filter, age, who, cmp.Or(s.Storage, "the data folder"), tiers)
 	return err
 }
 
 const statusHelp = `status says what this server copies and from where, what it holds, what it
-leaves out and why, and what came of the last copy. It reads the data folder
-and needs no running server.`
+leaves out and why, whose tiers it has and until when, and what came of the last
+copy. It reads the data folder and needs no running server.`
 
 func statusCommand(dir *string) *cobra.Command {
 	var asJSON bool
@@ -198,14 +214,15 @@ func printStatus(w io.Writer, d *data, c *repo.Catalog, asJSON bool) error {
 			Expires     time.Time          `json:"metadata_expires,omitzero"`
 			LeftOut     []adminapi.LeftOut `json:"left_out"`
 			Problems    []string           `json:"problems"`
+			Tiers       tiersShown         `json:"tiers"`
 			Last        lastSync           `json:"last_sync"`
-		}{c.Publisher, d.shown(), len(c.Entries), c.Recalls, c.Version, c.Expires, api.LeftOut(c.LeftOut), problems, last})
+		}{c.Publisher, d.shown(), len(c.Entries), c.Recalls, c.Version, c.Expires, api.LeftOut(c.LeftOut), problems, d.tiers(), last})
 	}
 	if err := printSettings(w, d.settings, false); err != nil {
 		return err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "publisher:    %s\n", c.Publisher)
+	fmt.Fprintf(&b, "operator:     %s\npublisher:    %s\n", d.tiers(), c.Publisher)
 	if c.Version == 0 {
 		b.WriteString("holds:        nothing yet\n")
 	} else {

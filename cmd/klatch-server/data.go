@@ -62,6 +62,10 @@ type settings struct {
 
 	// Closed keeps the repository for machines and mirrors of this server.
 	Closed bool `json:"closed,omitempty"`
+
+	// Rollout says whose tiers there are: local, of an operator's repository
+	// of this server if it has one, or upstream.
+	Rollout string `json:"rollout,omitempty"`
 }
 
 // rules are what the owner wants copied.
@@ -123,7 +127,7 @@ func readSettings(dir string) (settings, error) {
 	if err := dec.Decode(&s); err != nil || s.Format != settingsFormat {
 		return s, fault.New(fault.Invalid, "settings_malformed", "read %s: not settings of format %s: %w", name, settingsFormat, err)
 	}
-	return s, s.rules().Validate()
+	return s, errors.Join(s.rules().Validate(), s.checkRollout())
 }
 
 func writeSettings(dir string, s settings) error {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -58,7 +59,12 @@ func rolloutInit(dir *string) *cobra.Command {
 			if s.Tiers, err = parseTiers(tiers); err != nil {
 				return cli.Cannot(err, "make the operator's repository")
 			}
-			if _, err = openData(*dir); err != nil {
+			d, err := openData(*dir)
+			if err == nil && d.Rollout == rolloutUpstream {
+				err = fault.New(fault.Conflict, "rollout_upstream", "this server follows the tiers of the server above").
+					WithHint("change tiers at %s; to have tiers of its own: klatch-server configure --rollout local", cmp.Or(d.Upstream, "the server that this one copies from"))
+			}
+			if err != nil {
 				return cli.Cannot(err, "make the operator's repository")
 			}
 			a, err := rolloutrepo.Init(cmd.Context(), *dir, s, time.Now())
@@ -127,7 +133,7 @@ machines after root was changed: whoever holds keys that went out can then no
 longer show them the time before. Machines that are there follow by themselves.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := rolloutrepo.Open(*dir, slog.New(slog.DiscardHandler))
+			r, err := openOperatorOf(*dir)
 			if err != nil {
 				return cli.Cannot(err, "write an anchor")
 			}
@@ -153,7 +159,7 @@ func rolloutStatus(dir *string) *cobra.Command {
 the server signs is renewed by serve; what people sign: klatch-fleet keys renew.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := rolloutrepo.Open(*dir, slog.New(slog.DiscardHandler))
+			r, err := openOperatorOf(*dir)
 			if err != nil {
 				return cli.Cannot(err, "read the operator's repository")
 			}
@@ -187,10 +193,11 @@ the server signs is renewed by serve; what people sign: klatch-fleet keys renew.
 	return c
 }
 
-// openRollout opens the operator's repository, signs again what is due, and
-// selects what the copy offers. A server without one gets nil.
-func openRollout(ctx context.Context, dir string, copied *repo.Repo, log *slog.Logger) (*rolloutrepo.Repo, error) {
-	r, err := rolloutrepo.Open(dir, log)
+// openRollout opens the operator's repository, or the copy of the one that is
+// followed. In its own it signs again what is due, and selects what the
+// publisher's copy offers. A server without one gets nil.
+func openRollout(ctx context.Context, d *data, copied *repo.Repo, log *slog.Logger) (*rolloutrepo.Repo, error) {
+	r, err := openOperator(d.dir, d.settings, log)
 	if fault.CodeOf(err) == "no_rollout" {
 		return nil, nil // most servers have none
 	}
@@ -242,7 +249,7 @@ func followRollout(ctx context.Context, r *rolloutrepo.Repo, copied *repo.Repo, 
 		case <-look.C:
 		}
 		now, c := time.Now(), copied.Catalog()
-		if c == seen && now.Before(next) {
+		if c == seen && now.Before(next) && r.Above() == "" {
 			continue
 		}
 		changed, err := r.Update(ctx, releases(c), now)

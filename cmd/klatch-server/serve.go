@@ -109,7 +109,7 @@ func serve(cmd *cobra.Command, dir string, o serveOptions) error {
 		log.LogAttrs(ctx, slog.LevelError, "repository cannot be read", obs.Err(err))
 	}
 
-	operator, err := openRollout(ctx, dir, copied, log)
+	operator, err := openRollout(ctx, d, copied, log)
 	if err != nil {
 		return err
 	}

@@ -187,7 +187,11 @@ func syncOnce(ctx context.Context, d *data, r *repo.Repo, from string, now time.
 		saving.Transport = tufclient.Saver{Next: client.Transport, Dir: filepath.Join(d.path(memoryDir), "transfer")}
 		client = &saving
 	}
-	return r.Sync(ctx, repo.Source{BaseURL: base, Client: client, Rules: s.rules(), Progress: tell}, now)
+	install, broken := d.fetchTiers(ctx, s, from, base, client, now)
+	res, err := r.Sync(ctx, repo.Source{BaseURL: base, Client: client, Rules: s.rules(), Progress: tell}, now)
+	// Each of the two is as good without the other: a hold must arrive where a
+	// livepatch is broken, and a recall where the tiers are.
+	return res, errors.Join(err, broken, install())
 }
 
 // source makes the client for a source. Whole answers are bounded by package

@@ -46,6 +46,7 @@ type Rollout struct {
 	Version  int             `json:"version"`
 	Operator string          `json:"operator"`
 	Profile  rollout.Profile `json:"profile"`
+	Upstream string          `json:"upstream,omitempty"` // the server whose tiers these are; empty: this one's own
 	Tiers    []Tier          `json:"tiers"`
 	Roles    []Role          `json:"roles"`
 }

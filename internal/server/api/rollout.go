@@ -51,7 +51,7 @@ func (a *API) rollout(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	anchor := a.Rollout.Anchor()
-	out := adminapi.Rollout{Version: adminapi.Version, Operator: anchor.Operator, Profile: anchor.Profile, Tiers: tiers(s, count, a.Now()), Roles: []adminapi.Role{}}
+	out := adminapi.Rollout{Version: adminapi.Version, Operator: anchor.Operator, Profile: anchor.Profile, Upstream: a.Rollout.Above(), Tiers: tiers(s, count, a.Now()), Roles: []adminapi.Role{}}
 	for _, role := range look.Roles {
 		one := adminapi.Role{Name: role.Name, Version: role.Version, Expires: role.Expires, Threshold: role.Threshold, Due: role.Expires.Sub(a.Now()) < role.Life/2}
 		for _, k := range role.Keys {
@@ -118,6 +118,9 @@ func (a *API) knownTier(tier string) error {
 func (a *API) order(r *http.Request, v any) error {
 	if a.Rollout == nil {
 		return noRollout()
+	}
+	if err := a.Rollout.Local(); err != nil {
+		return err
 	}
 	if err := jsonBody(r); err != nil {
 		return err

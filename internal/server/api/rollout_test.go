@@ -64,6 +64,46 @@ func TestServerWithoutAnOperatorSaysHowToMakeOne(t *testing.T) {
 	}
 }
 
+func TestServerThatFollowsTiersTakesNoOrders(t *testing.T) {
+	w := newWorld(t)
+	c := w.operator()
+	anchor, err := w.Rollout.Anchor().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := t.TempDir()
+	if _, err := rolloutrepo.Adopt(t.Context(), data, anchor); err != nil {
+		t.Fatal(err)
+	}
+	if w.Rollout, err = rolloutrepo.Follow(data, "https://above.example.org", slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	for name, call := range map[string]func() error{
+		"tiers": func() error {
+			_, err := c.OrderTiers(ctx, adminapi.TierOrder{Op: adminapi.TierRemove, Name: "stable"})
+			return err
+		},
+		"promote":  func() error { _, err := c.Promote(ctx, adminapi.Promotion{}); return err },
+		"hold":     func() error { _, err := c.Hold(ctx, adminapi.Hold{}); return err },
+		"keys":     func() error { _, err := c.OrderKeys(ctx, adminapi.KeyOrder{}); return err },
+		"complete": func() error { _, err := c.Complete(ctx, adminapi.Completion{}); return err },
+	} {
+		if err := call(); fault.CodeOf(err) != "rollout_upstream" || !strings.Contains(fault.HintOf(err), "https://above.example.org") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := c.Rollout(ctx); fault.CodeOf(err) != "rollout_not_copied" || fault.HintOf(err) == "" {
+		t.Error(err)
+	}
+	if _, err := c.CreateToken(ctx, adminapi.TokenOrder{Tier: "stable"}); fault.CodeOf(err) != "rollout_not_copied" {
+		t.Error(err)
+	}
+	if status, _, _ := w.do(w.machine(""), "GET", w.fleet+"/rollout/metadata/timestamp.json", nil, nil); status != 404 {
+		t.Errorf("status %d", status)
+	}
+}
+
 func TestOrdersOfPeopleAreChecked(t *testing.T) {
 	w := newWorld(t)
 	c := w.operator()

@@ -8,9 +8,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,14 +31,19 @@ const maxLogFile = 1 << 20
 // policies and recalls, and the livepatches that the filter lets through. It
 // reads its own files as a stranger would and exports nothing that does not
 // verify. What the copy itself leaves out, or what is damaged here, is not in
-// the file; left says which.
-func (r *Repo) Export(ctx context.Context, w io.Writer, filter Filter, now time.Time) (m archive.Manifest, left []LeftOut, err error) {
+// the file; left says which. More are files of the operator's repository, which
+// were verified by who gives them.
+func (r *Repo) Export(ctx context.Context, w io.Writer, filter Filter, more map[string][]byte, now time.Time) (m archive.Manifest, left []LeftOut, err error) {
 	if err := (Rules{Filter: filter}).Validate(); err != nil {
 		return m, nil, err
 	}
 	held, targets, m, left, err := r.gather(ctx, filter, now)
 	if err != nil {
 		return m, nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		held[name] = more[name]
+		m.Files = append(m.Files, entry(name, more[name]))
 	}
 	return m, left, archive.Write(ctx, w, m, func(ctx context.Context, name string) ([]byte, error) {
 		if b, ok := held[name]; ok {
@@ -73,8 +80,7 @@ func (r *Repo) gather(ctx context.Context, filter Filter, now time.Time) (held m
 			return
 		}
 		held[name] = b
-		sum := sha256.Sum256(b)
-		m.Files = append(m.Files, archive.File{Name: name, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])})
+		m.Files = append(m.Files, entry(name, b))
 	}
 	names, err := r.files.List(ctx, "")
 	if err != nil {
@@ -108,6 +114,11 @@ func (r *Repo) gather(ctx context.Context, filter Filter, now time.Time) (held m
 	return held, targets, m, bundlesOf(left), nil
 }
 
+func entry(name string, b []byte) archive.File {
+	sum := sha256.Sum256(b)
+	return archive.File{Name: name, Bytes: int64(len(b)), SHA256: hex.EncodeToString(sum[:])}
+}
+
 var rootPattern = regexp.MustCompile(`^metadata/([1-9][0-9]{0,8})\.root\.json$`)
 
 // rootVersion is that of a root's file name, 0 for another file.
@@ -136,7 +147,7 @@ func (r *Repo) Import(ctx context.Context, a *archive.Archive, rules Rules, tell
 		return Result{}, err
 	}
 	res, err := r.Sync(ctx, Source{
-		BaseURL: "file://localhost", Client: &http.Client{Transport: archiveTransport{a}}, Rules: rules, Progress: tell,
+		BaseURL: "file://localhost", Client: Reader(a), Rules: rules, Progress: tell,
 		Has: func(blobPath string) bool { return a.Has("targets/" + blobPath) },
 	}, now)
 	switch fault.CodeOf(err) {
@@ -174,6 +185,9 @@ func (r *Repo) rootGap(a *archive.Archive) error {
 	return fault.New(fault.Untrusted, "import_root_gap", "this server trusts root %d, the export leads to root %d, and these are not in it: %s", have, newest, strings.Join(gap, ", ")).
 		WithHint("export at a server whose trust anchor is not newer than this one's: it has all roots in between")
 }
+
+// Reader reads the files of an export as if file://localhost served them.
+func Reader(a *archive.Archive) *http.Client { return &http.Client{Transport: archiveTransport{a}} }
 
 type archiveTransport struct{ a *archive.Archive }
 

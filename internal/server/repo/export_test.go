@@ -22,7 +22,7 @@ import (
 func (m *mirror) export(now time.Time, f repo.Filter) (*archive.Archive, []byte) {
 	m.t.Helper()
 	var b bytes.Buffer
-	if _, _, err := m.Export(m.t.Context(), &b, f, now); err != nil {
+	if _, _, err := m.Export(m.t.Context(), &b, f, nil, now); err != nil {
 		m.t.Fatal(err)
 	}
 	return m.archive(b.Bytes()), b.Bytes()
@@ -202,7 +202,7 @@ func TestNothingIsExportedThatIsNotWhole(t *testing.T) {
 	p := pubsim.New(t, "acme", start)
 	p.Release(start, stock, 1)
 	m := newMirror(t, p)
-	if _, _, err := m.Export(t.Context(), &bytes.Buffer{}, repo.Filter{}, start); fault.CodeOf(err) != "repository_empty" || fault.HintOf(err) == "" {
+	if _, _, err := m.Export(t.Context(), &bytes.Buffer{}, repo.Filter{}, nil, start); fault.CodeOf(err) != "repository_empty" || fault.HintOf(err) == "" {
 		t.Errorf("an empty server: %v", err)
 	}
 	if _, err := m.sync(start); err != nil {
@@ -211,7 +211,7 @@ func TestNothingIsExportedThatIsNotWhole(t *testing.T) {
 	if err := os.WriteFile(m.files("targets")[0], []byte("rotten"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := m.Export(t.Context(), &bytes.Buffer{}, repo.Filter{}, start); fault.CodeOf(err) != "target_digest" {
+	if _, _, err := m.Export(t.Context(), &bytes.Buffer{}, repo.Filter{}, nil, start); fault.CodeOf(err) != "target_digest" {
 		t.Errorf("%v", err)
 	}
 }

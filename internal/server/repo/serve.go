@@ -33,6 +33,15 @@ var changing = regexp.MustCompile(`^(metadata/timestamp\.json|left-out\.json|log
 // Servable says whether a name is one of a repository's files.
 func Servable(name string) bool { return servable.MatchString("/"+name) && len(name) <= 768 }
 
+// Exportable says whether a name is one of a repository's files, or of the
+// operator's below rollout/.
+func Exportable(name string) bool {
+	if own, ok := strings.CutPrefix(name, "rollout/"); ok {
+		return (strings.HasPrefix(own, "metadata/") || strings.HasPrefix(own, "targets/")) && Servable(own)
+	}
+	return Servable(name)
+}
+
 // How long a cache may answer by itself: for a changing file not at all
 // without asking. The answer is short, and unchanged files cost no body.
 const (

@@ -39,6 +39,9 @@ type Promotion struct {
 func (r *Repo) Promote(ctx context.Context, who string, o Promotion, now time.Time) (Outcome, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.Local(); err != nil {
+		return Outcome{}, err
+	}
 	s, err := r.state()
 	if err != nil {
 		return Outcome{}, err
@@ -129,6 +132,9 @@ func (r *Repo) stale(s rollout.State) []string {
 func (r *Repo) Order(ctx context.Context, who string, change func(rollout.Tiers) (rollout.Tiers, error), reason string, now time.Time) (Outcome, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.Local(); err != nil {
+		return Outcome{}, err
+	}
 	s, err := r.state()
 	if err != nil {
 		return Outcome{}, err
@@ -151,6 +157,9 @@ func (r *Repo) Order(ctx context.Context, who string, change func(rollout.Tiers)
 // Keys prepares a change of keys, or metadata of people with a whole new life
 // (Change.Renew). An operator's repository keeps its two roles.
 func (r *Repo) Keys(ctx context.Context, who string, c tufrepo.Change, now time.Time) (Outcome, error) {
+	if err := r.Local(); err != nil {
+		return Outcome{}, err
+	}
 	for _, role := range c.Renew {
 		if role != "root" && role != rollout.RoleTargets && role != rollout.RolePromotion {
 			return Outcome{}, fault.New(fault.Invalid, "no_role", "role %.40q is not signed by people", role).WithHint("name root, targets or promotion")
@@ -219,6 +228,9 @@ func missing(d *rolloutdraft.Draft) ([]string, error) {
 // Complete brings a draft into force that enough people have signed. The
 // server adds signatures of its own three roles and of no other.
 func (r *Repo) Complete(ctx context.Context, who string, d *rolloutdraft.Draft, now time.Time) error {
+	if err := r.Local(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if d.Operator != r.anchor.Operator {

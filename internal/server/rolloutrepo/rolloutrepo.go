@@ -10,6 +10,9 @@
 // that delegates, so this code, and whoever takes it over, can hold a tier and
 // can choose among what was promoted, and can open no tier.
 //
+// A server may follow the tiers of a server above instead (Follow): it then
+// serves a copy, signs nothing and refuses every change.
+//
 // Start with Update. Every change by a person is in the audit file before it
 // is made (package audit).
 package rolloutrepo
@@ -65,6 +68,11 @@ type Repo struct {
 	released []rollout.Release // as Update was told last; nil: nothing is known
 
 	selected atomic.Pointer[[]rollout.Selection] // in force, for Offered
+
+	// Of a copy that follows a server above (Follow).
+	above        string // names it; empty: this repository is our own
+	followMemory string // what was accepted from it (package tufclient)
+	seen         []byte // timestamp.json that was read last
 }
 
 // memory is what the server was told, and what it published: its file lies
@@ -236,18 +244,39 @@ func (r *Repo) State() (rollout.State, error) {
 }
 
 func (r *Repo) state() (rollout.State, error) {
+	if r.above != "" {
+		if _, err := r.reread(); err != nil {
+			return rollout.State{}, err
+		}
+	}
 	s, err := r.read()
-	s.Holds = maps.Clone(r.memory.Holds)
+	if r.above == "" {
+		s.Holds = maps.Clone(r.memory.Holds)
+		return s, err
+	}
+	for _, x := range s.Selections {
+		if x.Hold {
+			s.Holds[x.Tier] = x.Reason
+		}
+	}
 	return s, err
 }
 
 // Update selects what each tier is to run of what the publisher offers now,
 // and signs again what has lived through half of its life. With nil nothing
 // is known of the publisher, and only the latter is done: a server that cannot
-// read its copy takes nothing back. It says whether anything was published.
+// read its copy takes nothing back. It says whether anything was published. Of
+// a server above it only takes what was copied.
 func (r *Repo) Update(ctx context.Context, released []rollout.Release, now time.Time) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.above != "" {
+		changed, err := r.reread()
+		if fault.CodeOf(err) == notCopied {
+			err = nil // the sync says why
+		}
+		return changed, err
+	}
 	if released != nil {
 		r.released = released
 	}
@@ -342,6 +371,9 @@ func (r *Repo) save(m memory) error {
 func (r *Repo) Hold(ctx context.Context, who, tier, reason string, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.Local(); err != nil {
+		return err
+	}
 	s, err := r.state()
 	if err != nil {
 		return err
