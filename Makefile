@@ -132,10 +132,10 @@ fuzz-all: ## every fuzz target for a minute, two at a time; prints a table
 	@$(GO) -C tools build -o ../bin/fuzzall ./fuzzall
 	@bin/fuzzall
 
-fuzz-readers: ## the readers of foreign bytes for some seconds each, three minutes at most
+fuzz-readers: ## the readers of strangers' bytes for a minute each, the others for some seconds, eight minutes at most
 	@mkdir -p bin
 	@$(GO) -C tools build -o ../bin/fuzzall ./fuzzall
-	@bin/fuzzall -readers -time $(or $(FUZZTIME),3s) -within 150s
+	@bin/fuzzall -readers -time $(or $(FUZZTIME),1m) -others 3s -within $(or $(FUZZWITHIN),7m)
 
 .PHONY: attacks attacks-check
 attacks: ## the attack table in docs/, from the outcomes of: make test system vm; WITHOUT=V where no vm ran

@@ -5,6 +5,7 @@
 //	fuzzall            each for a minute
 //	fuzzall -readers   those of readers.txt: all that read foreign bytes
 //	fuzzall -readers -time 4s -within 3m
+//	fuzzall -readers -others 3s   those with a star a minute, the others 3 s
 //
 // With -within it starts no target after that time, and says which it left
 // out. It exits with 1 when one found a failure; the go command leaves the
@@ -33,10 +34,11 @@ var readersText string
 func main() {
 	only := flag.Bool("readers", false, "only those that read foreign bytes")
 	each := flag.Duration("time", time.Minute, "for each target")
+	others := flag.Duration("others", 0, "for each reader without a star; 0: as the rest")
 	within := flag.Duration("within", 0, "start none after `this` time; 0: no limit")
 	atOnce := flag.Int("at-once", 2, "`targets` at a time, each with one worker")
 	flag.Parse()
-	if err := run(*only, *each, *within, *atOnce); err != nil {
+	if err := run(*only, times{*each, *others}, *within, *atOnce); err != nil {
 		fmt.Fprintln(os.Stderr, "fuzzall:", err)
 		os.Exit(1)
 	}
@@ -46,9 +48,28 @@ func main() {
 type target struct {
 	pkg, name string
 	reader    string // what it reads, for those of readers.txt
+	star      bool
 }
 
-func run(only bool, each, within time.Duration, atOnce int) error {
+// times are how long a target runs.
+type times struct{ each, others time.Duration }
+
+// String says both, where there are two.
+func (d times) String() string {
+	if d.others > 0 {
+		return fmt.Sprintf("%s or %s", d.each, d.others)
+	}
+	return d.each.String()
+}
+
+func (d times) of(t target) time.Duration {
+	if d.others > 0 && t.reader != "" && !t.star {
+		return d.others
+	}
+	return d.each
+}
+
+func run(only bool, each times, within time.Duration, atOnce int) error {
 	readers, err := parseReaders(readersText)
 	if err != nil {
 		return err
@@ -80,7 +101,7 @@ func run(only bool, each, within time.Duration, atOnce int) error {
 		go func() {
 			defer wg.Done()
 			for t := range next {
-				o := try(t, each, env)
+				o := try(t, each.of(t), env)
 				mu.Lock()
 				fmt.Println(o.row(t))
 				if o.failed {
@@ -109,19 +130,26 @@ func run(only bool, each, within time.Duration, atOnce int) error {
 	return nil
 }
 
-// parseReaders reads lines of "reader | package target".
-func parseReaders(text string) (map[target]string, error) {
-	out := map[target]string{}
+// reader is one line of readers.txt.
+type reader struct {
+	what string
+	star bool
+}
+
+// parseReaders reads lines of "reader | package target", with a star or not.
+func parseReaders(text string) (map[target]reader, error) {
+	out := map[target]reader{}
 	for n, line := range strings.Split(text, "\n") {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}
-		reader, rest, ok := strings.Cut(line, " | ")
+		line, star := strings.CutPrefix(line, "* ")
+		what, rest, ok := strings.Cut(line, " | ")
 		pkg, name, ok2 := strings.Cut(rest, " ")
-		if !ok || !ok2 || out[target{pkg: pkg, name: name}] != "" {
+		if !ok || !ok2 || out[target{pkg: pkg, name: name}].what != "" {
 			return nil, fmt.Errorf("readers.txt, line %d: want reader | package target, once each", n+1)
 		}
-		out[target{pkg: pkg, name: name}] = reader
+		out[target{pkg: pkg, name: name}] = reader{what, star}
 	}
 	return out, nil
 }
@@ -130,7 +158,7 @@ var fuzzFunc = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
 
 // find lists the fuzz targets below a folder, those of readers.txt first. One
 // of that list which is not there is an error.
-func find(root string, readers map[target]string) ([]target, error) {
+func find(root string, readers map[target]reader) ([]target, error) {
 	var out []target
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -149,7 +177,8 @@ func find(root string, readers map[target]string) ([]target, error) {
 		rel, err := filepath.Rel(root, filepath.Dir(path))
 		for _, m := range fuzzFunc.FindAllStringSubmatch(string(b), -1) {
 			t := target{pkg: filepath.ToSlash(rel), name: m[1]}
-			t.reader = readers[t]
+			r := readers[t]
+			t.reader, t.star = r.what, r.star
 			out = append(out, t)
 		}
 		return err
@@ -157,8 +186,8 @@ func find(root string, readers map[target]string) ([]target, error) {
 	if err != nil {
 		return nil, err
 	}
-	for want, reader := range readers {
-		want.reader = reader
+	for want, r := range readers {
+		want.reader, want.star = r.what, r.star
 		if !slices.Contains(out, want) {
 			return nil, fmt.Errorf("readers.txt names %s of %s, which is not there", want.name, want.pkg)
 		}
