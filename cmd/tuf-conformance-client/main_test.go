@@ -363,7 +363,7 @@ func TestConformance(t *testing.T) {
 			tt.run(newClient(t))
 		})
 	}
-	for _, class := range [][]simCase{basicCases(), expirationCases(), rollbackCases(), rotationCases(), graphCases()} {
+	for _, class := range [][]simCase{basicCases(), expirationCases(), rollbackCases(), downloadCases(), keyCases(), quotingCases(), rotationCases(), graphCases()} {
 		for _, tt := range class {
 			t.Run(tt.name, func(t *testing.T) {
 				t.Parallel()

@@ -37,8 +37,9 @@ type sim struct {
 	snapshot  *metadata.Metadata[metadata.SnapshotType]
 	lists     map[string]*metadata.Metadata[metadata.TargetsType]
 	signers   map[string][]crypto.Signer
-	hashes    bool // timestamp and snapshot name digests and lengths
-	made      int  // keys
+	hashes    bool              // timestamp and snapshot name digests and lengths
+	made      int               // keys
+	ids       map[string]string // of altered keys, by what go-tuf signs as
 
 	mu    sync.Mutex
 	pub   map[string][][]byte // what is served, by role; version 1 first
@@ -52,7 +53,7 @@ func newSim(t *testing.T) *sim {
 	s := &sim{
 		runner: newRunner(t), root: metadata.Root(until), timestamp: metadata.Timestamp(until), snapshot: metadata.Snapshot(until),
 		lists:   map[string]*metadata.Metadata[metadata.TargetsType]{"targets": metadata.Targets(until)},
-		signers: map[string][]crypto.Signer{}, pub: map[string][][]byte{}, files: map[string][]byte{},
+		signers: map[string][]crypto.Signer{}, ids: map[string]string{}, pub: map[string][][]byte{}, files: map[string][]byte{},
 	}
 	s.root.Signed.Version, s.timestamp.Signed.Version, s.snapshot.Signed.Version, s.lists["targets"].Signed.Version = 0, 0, 0, 0
 	for _, role := range []string{"root", "timestamp", "snapshot", "targets"} {
@@ -87,6 +88,24 @@ func (s *sim) public(k crypto.Signer) *metadata.Key {
 // addKey gives a top role one more key, which signs from now on.
 func (s *sim) addKey(role string, k crypto.Signer) {
 	s.check(s.root.Signed.AddKey(s.public(k), role))
+	s.signers[role] = append(s.signers[role], k)
+}
+
+// addAltered gives a top role a key that is written otherwise than go-tuf does
+// it, under the name that follows from that.
+func (s *sim) addAltered(role string, k crypto.Signer, alter func(*metadata.Key)) {
+	p := s.public(k)
+	was, err := p.ID()
+	s.check(err)
+	p = s.public(k)
+	alter(p)
+	own, err := p.ID()
+	s.check(err)
+	if own == was {
+		s.t.Fatalf("key %s is not altered", own)
+	}
+	s.check(s.root.Signed.AddKey(p, role))
+	s.ids[was] = own
 	s.signers[role] = append(s.signers[role], k)
 }
 
@@ -181,6 +200,11 @@ func put[T metadata.Roles](s *sim, role string, m *metadata.Metadata[T]) []byte 
 	m.ClearSignatures()
 	for _, k := range s.signers[role] {
 		s.check(sign(m, k))
+	}
+	for i, sig := range m.Signatures {
+		if own := s.ids[sig.KeyID]; own != "" {
+			m.Signatures[i].KeyID = own
+		}
 	}
 	b, err := m.ToBytes(false)
 	s.check(err)
