@@ -3,7 +3,9 @@
 package main
 
 import (
+	"fmt"
 	"strings"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
@@ -94,7 +96,76 @@ func graphCases() (cases []simCase) {
 			s.requests(s.walk(tt.order)...)
 		}})
 	}
-	return cases
+	for _, tt := range bins {
+		cases = append(cases, simCase{fmt.Sprintf("delegation graphs/ours: %d of %d bins: %s", tt.bin, 1<<tt.bits, tt.target), func(s *sim) {
+			s.begin()
+			name := s.bins(tt.bits, tt.bin)
+			s.add(name, tt.target, "content")
+			s.publish(name)
+			s.all()
+			s.download(true, tt.target)
+			s.requests(s.walk(name)...)
+		}})
+	}
+	return append(cases, delegatedExpirationCases()...)
+}
+
+// Which of the bins of succinct roles (TAP 15) has a path: the first bits of
+// its SHA-256.
+var bins = []struct {
+	bits, bin int
+	target    string
+}{
+	{1, 0, "boo"}, {1, 1, "too"}, {2, 0, "foo"}, {2, 1, "doo"}, {2, 2, "too"}, {2, 3, "bar"}, {8, 0xfc, "bar"},
+}
+
+// bins has targets delegate to bins of one key, and names one of them. Only
+// that one exists: another one would not be found.
+func (s *sim) bins(bits, bin int) string {
+	s.t.Helper()
+	name := fmt.Sprintf("bin-%0*x", len(fmt.Sprintf("%x", 1<<bits-1)), bin)
+	s.list(name)
+	p := &s.lists["targets"].Signed
+	p.Delegations = &metadata.Delegations{
+		Keys: map[string]*metadata.Key{}, SuccinctRoles: &metadata.SuccinctRoles{KeyIDs: []string{}, Threshold: 1, BitLength: bits, NamePrefix: "bin"},
+	}
+	s.check(p.AddKey(s.public(s.signers[name][0]), name))
+	return name
+}
+
+// delegatedExpirationCases are of a version of the suite after the one that is
+// counted in docs/reference/keys.md.
+func delegatedExpirationCases() []simCase {
+	publish := func(s *sim, until time.Time) {
+		s.begin()
+		s.add("delegated", "sub/first", "first")
+		s.add("delegated", "sub/second", "second")
+		s.list("delegated").Expires = until
+		s.graph("targets delegated sub/*")
+	}
+	return []simCase{
+		{"expiration/ours: delegated_targets_expired", func(s *sim) {
+			publish(s, days(-1))
+			s.refresh(true)
+			s.download(false, "sub/first")
+			s.downloaded()
+			s.holds(1, 2, 2, 2, 0)
+		}},
+		{"expiration/ours: expired_local_delegated_targets", func(s *sim) {
+			publish(s, days(7))
+			s.download(true, "sub/first")
+			s.later(false, days(18), s.fetch("sub/second")...)
+			s.downloaded("first")
+		}},
+		{"expiration/ours: expired_local_delegated_targets_updates", func(s *sim) {
+			publish(s, days(7))
+			s.download(true, "sub/first")
+			s.list("delegated").Expires = days(21)
+			s.publish("delegated", "snapshot", "timestamp")
+			s.later(true, days(18), s.fetch("sub/second")...)
+			s.downloaded("first", "second")
+		}},
+	}
 }
 
 // walk is the requests of a first look at versions 2, with roles visited.
