@@ -44,9 +44,12 @@ type runner struct {
 	t             *testing.T
 	url           string
 	meta, targets string
+	tmp           string // go-tuf looks for the list of a role ../x beside its folder
 }
 
-func newRunner(t *testing.T) *runner { return &runner{t: t, meta: t.TempDir(), targets: t.TempDir()} }
+func newRunner(t *testing.T) *runner {
+	return &runner{t: t, meta: t.TempDir(), targets: t.TempDir(), tmp: t.TempDir()}
+}
 
 // client is the program, and a repository of package tufrepo that it looks at.
 type client struct {
@@ -84,7 +87,7 @@ func (c *runner) init(root []byte) {
 func (c *runner) run(env []string, args ...string) (ok bool) {
 	c.t.Helper()
 	cmd := exec.Command(os.Args[0], append([]string{"--metadata-dir", c.meta, "--metadata-url", c.url + "/metadata"}, args...)...)
-	cmd.Env = append(append(os.Environ(), program+"=1"), env...)
+	cmd.Env = append(append(os.Environ(), program+"=1", "TMPDIR="+c.tmp), env...)
 	out, err := cmd.CombinedOutput()
 	c.t.Logf("%q: %s", args, out)
 	if code := cmd.ProcessState.ExitCode(); code != 0 && code != 1 {
