@@ -70,7 +70,7 @@ func graphCases() (cases []simCase) {
 			s.requests(s.walk(tt.order)...)
 			s.holds(1, 2, 2, 2, len(strings.Fields(tt.order)))
 			// What was visited is what can be found, in that order.
-			for _, role := range strings.Fields(tt.order) {
+			for role := range strings.FieldsSeq(tt.order) {
 				s.same(role)
 			}
 		}})
@@ -171,7 +171,7 @@ func delegatedExpirationCases() []simCase {
 // walk is the requests of a first look at versions 2, with roles visited.
 func (s *sim) walk(order string) []string {
 	asked := []string{"root 2", "timestamp", "snapshot 2", "targets 2"}
-	for _, r := range strings.Fields(order) {
+	for r := range strings.FieldsSeq(order) {
 		asked = append(asked, r+" 1")
 	}
 	return asked

@@ -109,7 +109,7 @@ func (c *runner) later(want bool, at time.Time, args ...string) {
 	c.t.Helper()
 	bin := c.t.TempDir()
 	script := fmt.Sprintf("#!/bin/sh\necho %d\n", at.Unix())
-	if err := os.WriteFile(filepath.Join(bin, "date"), []byte(script), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(bin, "date"), []byte(script), 0o700); err != nil {
 		c.t.Fatal(err)
 	}
 	if ok := c.run([]string{"LD_PRELOAD=libfaketime-of-the-suite.so", "PATH=" + bin + ":" + os.Getenv("PATH")}, args...); ok != want {

@@ -37,17 +37,14 @@ func basicCases() []simCase {
 			s.same("root", "timestamp", "snapshot", "targets")
 		}},
 		{"basic/invalid_initial_root", func(s *sim) {
-			var root map[string]map[string]json.RawMessage
-			var m map[string]json.RawMessage
+			var m, signed map[string]json.RawMessage
 			s.check(json.Unmarshal(s.last("root"), &m))
-			root = map[string]map[string]json.RawMessage{"signed": {}}
-			signed := root["signed"]
 			s.check(json.Unmarshal(m["signed"], &signed))
 			delete(signed, "version")
-			b, err := json.Marshal(signed)
+			var err error
+			m["signed"], err = json.Marshal(signed)
 			s.check(err)
-			m["signed"] = b
-			b, err = json.Marshal(m)
+			b, err := json.Marshal(m)
 			s.check(err)
 			s.init(b) // says nothing of what is in it
 			s.refresh(false)
@@ -170,6 +167,27 @@ func basicCases() []simCase {
 			s.refresh(true)
 			s.later(true, days(6), "refresh")
 			s.later(false, days(8), "refresh")
+		}},
+		{"basic/ours: another specification", func(s *sim) {
+			s.begin()
+			s.lists["targets"].Signed.SpecVersion = "1.99.0"
+			s.all()
+			s.refresh(true)
+			s.lists["targets"].Signed.SpecVersion = "2.0.0"
+			s.all()
+			s.refresh(false)
+			s.holds(1, 3, 3, 2, 0)
+		}},
+		{"basic/ours: a version that is a million higher", func(s *sim) {
+			s.begin()
+			s.refresh(true)
+			s.timestamp.Signed.Version = 1_000_000
+			s.publish("timestamp")
+			s.refresh(true)
+			s.timestamp.Signed.Version = 2_000_001
+			s.publish("timestamp")
+			s.refresh(false)
+			s.trusts("timestamp", 1_000_001)
 		}},
 		{"basic/new_targets_version_mismatch", func(s *sim) {
 			s.begin()
