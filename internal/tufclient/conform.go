@@ -80,7 +80,7 @@ func (c Conformance) look(ctx context.Context, staging string) error {
 	if path, _, err := u.FindCachedTarget(info, name); err == nil && path != "" {
 		return nil
 	}
-	info.Path = c.Target
+	info.Path = (&url.URL{Path: c.Target}).EscapedPath() // go-tuf joins addresses as text
 	_, b, err := u.DownloadTarget(info, filepath.Join(staging, "target"), c.TargetURL)
 	if err != nil {
 		return explain(err)
