@@ -199,9 +199,12 @@ func (p *Player) loadAndCancel(ctx context.Context, _ call) error {
 		return err
 	}
 	for try := 1; ; try++ {
-		res, err := p.m.Run(ctx, lab.Command{Argv: []string{"sh", "-c", cancelScript, "cancel", lab.FilesDir + "/" + file, name}, Timeout: insertLimit})
-		if err != nil {
+		res, err := p.m.Run(ctx, lab.Command{Argv: []string{"sh", "-c", cancelScript, "cancel", lab.FilesDir + "/" + file, name}, Timeout: insertLimit + p.transition()})
+		switch {
+		case err != nil:
 			return err
+		case res.TimedOut:
+			return lab.Failf("load and cancel %s: it did not end within %s", file, insertLimit+p.transition())
 		}
 		switch res.Exit {
 		case 0:
