@@ -54,6 +54,17 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// reanchor installs a changed anchor, as a new file: the agent may still hold
+// the one before.
+func (w *world) reanchor(change func(*trust.Anchor)) {
+	w.pub.Set(func(p *agenttest.Publisher) {
+		a := *p.Anchor
+		a.ModuleKeys = slices.Clone(a.ModuleKeys)
+		change(&a)
+		p.Anchor = &a
+	})
+}
+
 // start runs an agent as a start of klatchd does.
 func (w *world) start() {
 	w.Helper()
@@ -61,7 +72,10 @@ func (w *world) start() {
 		Dir: w.dir, Version: "test", Built: w.built, Policy: w.policy,
 		Machine: facts.Machine{Root: w.machine.Root},
 		Server:  w.server, Repository: w.pub, Loader: w.machine,
-		Anchor:  func() (*trust.Anchor, error) { return w.pub.Anchor, w.anchor },
+		Anchor: func() (a *trust.Anchor, err error) {
+			w.pub.Set(func(p *agenttest.Publisher) { a = p.Anchor })
+			return a, w.anchor
+		},
 		Rollout: w.operator, Tier: w.tier,
 		Operator: func() (*rollout.Anchor, error) {
 			if w.operator == nil {

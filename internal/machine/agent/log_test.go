@@ -14,6 +14,7 @@ import (
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/testkit/logsim"
 	"klatch/internal/translog"
+	"klatch/internal/trust"
 )
 
 // keepLog makes the world's publisher one that keeps a log; the attacks on it
@@ -21,7 +22,7 @@ import (
 func (w *world) keepLog() *logsim.Log {
 	l := logsim.New(w, "lab/log", 0)
 	l.Add("other/a", []byte("a"))
-	w.pub.Anchor.LogPolicy = l.Policy(0)
+	w.reanchor(func(a *trust.Anchor) { a.LogPolicy = l.Policy(0) })
 	return l
 }
 
@@ -120,7 +121,7 @@ func TestALogMemoryOfAnotherKindIsNotGuessedAt(t *testing.T) {
 func TestAPolicyThatPromisesTooLittleIsNotBelieved(t *testing.T) {
 	inWorld(t, func(w *world) {
 		l := w.keepLog()
-		w.pub.Anchor.Profile = "small"
+		w.reanchor(func(a *trust.Anchor) { a.Profile = "small" })
 		w.logged(l, 1)
 		w.start()
 		w.within(2*time.Hour, "no_anchor")
@@ -140,7 +141,7 @@ func TestAnotherLogEndsAHalt(t *testing.T) {
 		w.logged(fork, 2)
 		w.within(3*time.Hour, "halted")
 		next := logsim.New(w, "lab/log-2", 0)
-		w.pub.Anchor.LogPolicy = next.Policy(0)
+		w.reanchor(func(a *trust.Anchor) { a.LogPolicy = next.Policy(0) })
 		w.logged(next, 3)
 		w.within(3*time.Hour, "soaking")
 		w.within(time.Hour, "confirmed")

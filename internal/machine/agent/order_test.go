@@ -280,12 +280,14 @@ func TestQuarantineEnds(t *testing.T) {
 			i := l.Add(target, bundle)
 			w.show(l)
 			_ = i
-			w.pub.Anchor.LogPolicy = ""
+			w.reanchor(func(a *trust.Anchor) { a.LogPolicy = "" })
 			if err := w.agent.Retry(w.Context()); err != nil {
 				w.Error(err)
 			}
 		},
-		"another anchor": func(w *world, _ *logsim.Log, _ string, _ []byte) { w.pub.Anchor.LogPolicy = "" },
+		"another anchor": func(w *world, _ *logsim.Log, _ string, _ []byte) {
+			w.reanchor(func(a *trust.Anchor) { a.LogPolicy = "" })
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
@@ -328,10 +330,10 @@ func TestAHaltEnds(t *testing.T) {
 			}
 		},
 		"another anchor": func(w *world) {
-			w.pub.Anchor.LogPolicy = logsim.New(w, "lab/log", 0).Policy(0)
+			w.reanchor(func(a *trust.Anchor) { a.LogPolicy = logsim.New(w, "lab/log", 0).Policy(0) })
 			w.pub.Recall(recalls(w, 4))
-			w.pub.Anchor.LogPolicy = ""
-			w.pub.Anchor.ModuleKeys[0].Name = "another"
+			w.reanchor(func(a *trust.Anchor) { a.LogPolicy = "" })
+			w.reanchor(func(a *trust.Anchor) { a.ModuleKeys[0].Name = "another" })
 		},
 		"higher recalls": func(w *world) { w.pub.Recall(recalls(w, 7)) },
 	} {

@@ -19,6 +19,7 @@ import (
 	"klatch/internal/machine/agent/agenttest"
 	"klatch/internal/machine/loaderapi"
 	"klatch/internal/translog"
+	"klatch/internal/trust"
 	"klatch/internal/wire"
 )
 
@@ -64,7 +65,7 @@ func TestAttackOnWhatIsStaged(t *testing.T) {
 		}},
 		{"R/recalled after it was staged", "recalled", func(w *world) { w.pub.Recall(recalls(w, 1)) }},
 		{"R/another anchor after it was staged", "manifest_untrusted", func(w *world) {
-			w.pub.Anchor.Manifest = agenttest.NewPublisher(w).Anchor.Manifest
+			w.reanchor(func(a *trust.Anchor) { a.Manifest = agenttest.NewPublisher(w).Anchor.Manifest })
 		}},
 		{"T/log policy after it was staged", translog.CodeNoProof, func(w *world) { w.keepLog() }},
 		{"L/off line until the list was long dead", "list_expired", func(w *world) {
