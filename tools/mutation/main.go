@@ -68,7 +68,9 @@ func run(only, write string, build bool) error {
 	}
 	if only != "" {
 		wanted := strings.Split(only, ",")
-		ms = slices.DeleteFunc(ms, func(m mutant) bool { return !slices.Contains(wanted, strconv.Itoa(m.step)) && !slices.Contains(wanted, m.about) })
+		ms = slices.DeleteFunc(ms, func(m mutant) bool {
+			return !slices.Contains(wanted, strconv.Itoa(m.step)) && !slices.Contains(wanted, m.about)
+		})
 	}
 	for _, m := range ms { // all before the first test runs
 		if _, _, err := m.apply("."); err != nil {
