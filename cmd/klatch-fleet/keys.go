@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,8 +44,7 @@ func keysList(o *options) *cobra.Command {
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"operator": r.Operator, "profile": r.Profile, "roles": r.Roles})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "ROLE\tVERSION\tMUST SIGN\tEXPIRES\tKEYS") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "ROLE", "VERSION", "MUST SIGN", "EXPIRES", "KEYS")
 			for _, role := range r.Roles {
 				var ids []string
 				for _, id := range role.Keys {
@@ -56,9 +54,9 @@ func keysList(o *options) *cobra.Command {
 				if role.Due {
 					expires += " (due)"
 				}
-				fmt.Fprintf(w, "%s\t%d\t%d of %d\t%s\t%s\n", role.Name, role.Version, role.Threshold, len(role.Keys), expires, strings.Join(ids, " ")) //nolint:errcheck // Flush tells
+				w.row(role.Name, role.Version, fmt.Sprintf("%d of %d", role.Threshold, len(role.Keys)), expires, strings.Join(ids, " "))
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print it for programs")

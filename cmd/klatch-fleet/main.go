@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
@@ -172,16 +171,15 @@ func printMachines(cmd *cobra.Command, list []adminapi.Machine, asJSON bool) err
 	if asJSON {
 		return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"machines": list})
 	}
-	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "HOSTNAME\tMACHINE\tKERNEL\tLIVEPATCH\tFIXES\tSTATE\tREBOOT\tLAST SEEN") //nolint:errcheck // Flush tells
+	w := newTable(cmd.OutOrStdout(), "HOSTNAME", "MACHINE", "KERNEL", "LIVEPATCH", "FIXES", "STATE", "REBOOT", "LAST SEEN")
 	for _, m := range list {
-		fmt.Fprintln(w, strings.Join(row(m), "\t")) //nolint:errcheck // Flush tells
+		w.row(row(m)...)
 	}
-	return w.Flush()
+	return w.end()
 }
 
-func row(m adminapi.Machine) []string {
-	out := []string{"-", m.ID, "-", "-", "-", "enrolled", "-", m.LastSeen.UTC().Format(time.RFC3339)}
+func row(m adminapi.Machine) []any {
+	out := []any{"-", m.ID, "-", "-", "-", "enrolled", "-", m.LastSeen.UTC().Format(time.RFC3339)}
 	if m.Facts != nil {
 		out[0], out[2] = oneWord(m.Facts.Hostname), string(m.Facts.Kernel.Release)
 	}
@@ -189,7 +187,7 @@ func row(m adminapi.Machine) []string {
 		out[3], out[4], out[5], out[6] = fmt.Sprint(s.Sequence), countFixes(s.Fixes), oneWord(s.State), oneWord(s.Advice)
 	}
 	if m.Stale {
-		out[7] += " (silent)"
+		out[7] = fmt.Sprint(out[7], " (silent)")
 	}
 	return out
 }
@@ -236,10 +234,9 @@ func livepatchesCommand(o *options) *cobra.Command {
 					"publisher": l.Publisher, "metadata_version": l.Metadata, "metadata_expires": l.Expires, "problems": l.Problems, "livepatches": l.Livepatches, "left_out": l.LeftOut,
 				})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "KERNEL\tBUILD\tSEQUENCE\tFIXES\tFUNCTIONS\tBYTES") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "KERNEL", "BUILD", "SEQUENCE", "FIXES", "FUNCTIONS", "BYTES")
 			for _, e := range l.Livepatches {
-				fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\n", e.Kernel.Release, e.Kernel.ID.Short(), e.Sequence, countFixes(e.Fixes), e.Functions, e.Bytes) //nolint:errcheck // Flush tells
+				w.row(e.Kernel.Release, e.Kernel.ID.Short(), e.Sequence, countFixes(e.Fixes), e.Functions, e.Bytes)
 			}
 			for _, p := range l.Problems {
 				fmt.Fprintf(cmd.ErrOrStderr(), "damaged: %s\n", p) //nolint:errcheck // the list matters
@@ -247,7 +244,7 @@ func livepatchesCommand(o *options) *cobra.Command {
 			if n := len(l.LeftOut); n > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "left out: %d more are signed and not on this server; klatch-server status says why\n", n) //nolint:errcheck // as above
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the list for programs")
@@ -273,13 +270,12 @@ func reportsCommand(o *options) *cobra.Command {
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"reports": l.Reports})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "AT\tHOSTNAME\tEVENT\tSEQUENCE\tTOOK\tCODE\tTEXT") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "AT", "HOSTNAME", "EVENT", "SEQUENCE", "TOOK", "CODE", "TEXT")
 			for _, r := range l.Reports {
 				q := r.Report
-				fmt.Fprintf(w, "%s\t%q\t%s\t%d\t%d ms\t%s\t%q\n", q.At.UTC().Format(time.RFC3339), q.Facts.Hostname, q.Event, q.Sequence, q.Took, q.Code, q.Text) //nolint:errcheck // Flush tells
+				w.row(q.At.UTC().Format(time.RFC3339), quoted(q.Facts.Hostname), q.Event, q.Sequence, fmt.Sprintf("%d ms", q.Took), q.Code, quoted(q.Text))
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().StringVar(&machine, "machine", "", "of this machine id only")

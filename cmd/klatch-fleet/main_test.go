@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -14,8 +15,27 @@ import (
 // A machine names itself; the operator's terminal must not obey it.
 func TestRowIsOneLineWithoutControls(t *testing.T) {
 	m := adminapi.Machine{ID: "mch_1", Facts: &wire.Facts{Hostname: "a\x1b]0;owned\a\nb\tc"}, State: &wire.State{State: "confirmed\r", Advice: "none\u009b2J"}}
-	if text := strings.Join(row(m), " "); strings.ContainsAny(text, "\x1b\a\n\t\r\u009b") {
+	var cells []string
+	for _, c := range row(m) {
+		cells = append(cells, fmt.Sprint(c))
+	}
+	if text := strings.Join(cells, " "); strings.ContainsAny(text, "\x1b\a\n\t\r\u009b") {
 		t.Errorf("row %q", text)
+	}
+}
+
+// Nor may a server speak to the terminal of those who approve.
+func TestACellStaysInItsPlace(t *testing.T) {
+	var b strings.Builder
+	w := newTable(&b, "TIER", "IS")
+	w.row("stable\ncanary\tselected", "a\x1b[2J\u202eb")
+	w.row(7, quoted("two words\n"))
+	if err := w.end(); err != nil {
+		t.Fatal(err)
+	}
+	want := "TIER                    IS\nstable?canary?selected  a?[2J?b\n7                       \"two words\\n\"\n"
+	if b.String() != want {
+		t.Errorf("%q\nwant %q", b.String(), want)
 	}
 }
 

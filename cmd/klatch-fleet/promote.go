@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,19 +110,18 @@ func auditCommand(o *options) *cobra.Command {
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"broken": a.Broken, "entries": a.Entries})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "AT\tWHO\tWHAT\tTIER\tREASON") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "AT", "WHO", "WHAT", "TIER", "REASON")
 			for _, e := range a.Entries {
 				what := e.What
 				if e.Failed != "" {
 					what += " (did not happen)"
 				}
-				fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%q\n", e.At.UTC().Format(time.RFC3339), e.Who, what, cmp.Or(e.Tier, "-"), e.Reason) //nolint:errcheck // Flush tells
+				w.row(e.At.UTC().Format(time.RFC3339), quoted(e.Who), what, cmp.Or(e.Tier, "-"), quoted(e.Reason))
 			}
 			if a.Broken > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d lines do not follow from the one before: somebody changed the record\n", a.Broken) //nolint:errcheck // the list matters
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().IntVar(&limit, "limit", 50, "how many, at most 1000")

@@ -4,9 +4,7 @@ package main
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -70,12 +68,11 @@ reports. A publisher who knows these functions can leave them alone.`,
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"reports": len(l.Reports), "stalls": total})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "STALLS\tMACHINES\tCLASS\tOBJECT\tFUNCTION\tKERNEL") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "STALLS", "MACHINES", "CLASS", "OBJECT", "FUNCTION", "KERNEL")
 			for _, s := range total {
-				fmt.Fprintf(w, "%d\t%d\t%q\t%q\t%q\t%q\n", s.Stalls, s.Machines, s.Class, s.Object, s.Function, s.Kernel) //nolint:errcheck // Flush tells
+				w.row(s.Stalls, s.Machines, quoted(s.Class), quoted(s.Object), quoted(s.Function), quoted(s.Kernel))
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().IntVar(&limit, "limit", 1000, "of the newest reports, at most 1000")

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,22 +53,22 @@ func tierList(o *options) *cobra.Command {
 			if asJSON {
 				return cli.WriteJSON(cmd.OutOrStdout(), adminapi.Version, map[string]any{"operator": r.Operator, "profile": r.Profile, "upstream": r.Upstream, "tiers": r.Tiers})
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			if r.Upstream != "" {
-				fmt.Fprintf(w, "tiers of operator %s, followed from %s; this server changes none\n", cli.Clean(r.Operator), cli.Clean(r.Upstream)) //nolint:errcheck // Flush tells
+				fmt.Fprintf(cmd.OutOrStdout(), "tiers of operator %s, followed from %s; this server changes none\n", cli.Clean(r.Operator), cli.Clean(r.Upstream)) //nolint:errcheck // Flush tells
 			}
-			fmt.Fprintln(w, "PLACE\tTIER\tSOAK\tMACHINES\tHOLD") //nolint:errcheck // Flush tells
+			w := newTable(cmd.OutOrStdout(), "PLACE", "TIER", "SOAK", "MACHINES", "HOLD")
 			for i, t := range r.Tiers {
 				hold := "-"
 				if t.Hold != "" {
-					hold = fmt.Sprintf("%q", t.Hold)
+					hold = quoted(t.Hold)
 				}
-				fmt.Fprintf(w, "%d\t%s\t%d h\t%d\t%s\n", i+1, t.Name, t.SoakHours, t.Machines, hold) //nolint:errcheck // Flush tells
+				w.row(i+1, t.Name, fmt.Sprintf("%d h", t.SoakHours), t.Machines, hold)
 			}
-			fmt.Fprintln(w, "\nTIER\tIS\tSINCE OR FROM\tLIVEPATCH") //nolint:errcheck // Flush tells
+			w.row()
+			w.row("TIER", "IS", "SINCE OR FROM", "LIVEPATCH")
 			for _, t := range r.Tiers {
 				line := func(is string, at time.Time, target string) {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.Name, is, at.UTC().Format(time.RFC3339), target) //nolint:errcheck // Flush tells
+					w.row(t.Name, is, at.UTC().Format(time.RFC3339), target)
 				}
 				for _, s := range t.Selected {
 					line("selected", s.Since, s.Target)
@@ -81,7 +80,7 @@ func tierList(o *options) *cobra.Command {
 					line("not promoted", s.Since, s.Target)
 				}
 			}
-			return w.Flush()
+			return w.end()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print it for programs")

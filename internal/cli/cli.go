@@ -63,12 +63,12 @@ func RunContext(ctx context.Context, root *cobra.Command) int {
 	return fault.ExitStatus(err)
 }
 
-// Clean takes control characters out of a text before a person's terminal
-// obeys them: a server, a machine or a compiler may have put them there. Line
-// ends and tabs stay.
+// Clean takes control characters, and those that turn the direction of
+// writing, out of a text before a person's terminal obeys them: a server, a
+// machine or a compiler may have put them there. Line ends and tabs stay.
 func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if (unicode.IsControl(r) || unicode.Is(unicode.Cf, r)) && r != '\n' && r != '\t' {
 			return ' '
 		}
 		return r

@@ -26,7 +26,7 @@ func TestRunPrintsAndExits(t *testing.T) {
 		{"an error with a hint", nil, cli.Cannot(refused, "load livepatch %d", 7), 3, "klatch: cannot load livepatch 7: load module klatch_7: key not trusted\nhint: enroll the key\n"},
 		{"an error nobody put into words", nil, errors.New("boom"), 1, "klatch: cannot run klatch load: boom\n"},
 		{"a status that says all", nil, cli.ExitWith(4), 4, ""},
-		{"a text of somebody hostile", nil, errors.New("server: \x1b]0;x\abad\r\nworse"), 1, "klatch: cannot run klatch load: server:  ]0;x bad \nworse\n"},
+		{"a text of somebody hostile", nil, errors.New("server: \x1b]0;x\abad\r\nwor\u202ese"), 1, "klatch: cannot run klatch load: server:  ]0;x bad \nwor se\n"},
 		{"an unknown flag", []string{"--nope"}, nil, 2, "klatch: unknown flag: --nope\nhint: see: klatch load --help\n"},
 		{"too many arguments", []string{"a", "b"}, nil, 2, "klatch: accepts at most 1 arg(s), received 2\nhint: see: klatch load --help\n"},
 	} {

@@ -198,6 +198,8 @@ type Promotion struct {
 	Reason     string    `json:"reason"`
 }
 
+var targetName = regexp.MustCompile(`^[0-9A-Za-z_][0-9A-Za-z.+~_-]*(/[0-9A-Za-z_][0-9A-Za-z.+~_-]*)*$`)
+
 func (p Promotion) validate() error {
 	if p.Format != PromotionFormat {
 		return bad("format %.40q, want %q", p.Format, PromotionFormat)
@@ -208,8 +210,8 @@ func (p Promotion) validate() error {
 	switch {
 	case !hex64.MatchString(p.SHA256):
 		return bad("digest is not SHA-256 in hexadecimal")
-	case len(p.Target) > 512 || p.Target == "":
-		return bad("target is missing or too long")
+	case len(p.Target) > 512 || !targetName.MatchString(p.Target): // people read it before they sign
+		return bad("target %.160q is no path of letters, digits and . + ~ _ -", p.Target)
 	case p.Since.IsZero() || p.Since.After(p.PromotedAt):
 		return bad("since %s, promoted at %s", p.Since, p.PromotedAt)
 	case p.Reason == "":

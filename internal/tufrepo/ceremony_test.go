@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/config"
@@ -223,6 +224,43 @@ func TestAttackDraft(t *testing.T) {
 			t.Errorf("%v: %q", err, words)
 		}
 	})
+	// What a person reads must be the lines that we wrote, whoever chose names.
+	for name, spoil := range map[string]func(*metadata.Metadata[metadata.TargetsType]){
+		"a name that writes lines of its own": func(l *metadata.Metadata[metadata.TargetsType]) {
+			l.Signed.Targets["a\n    0 files in all"] = l.Signed.Targets["policy/evil.json"]
+		},
+		"a name that turns the direction of writing": func(l *metadata.Metadata[metadata.TargetsType]) {
+			l.Signed.Targets["a\u202e/b"] = l.Signed.Targets["policy/evil.json"]
+		},
+		"a name that a terminal obeys": func(l *metadata.Metadata[metadata.TargetsType]) {
+			l.Signed.Targets["a/\x1b[2J"] = l.Signed.Targets["policy/evil.json"]
+		},
+		"a pattern that writes lines of its own": func(l *metadata.Metadata[metadata.TargetsType]) {
+			l.Signed.Delegations.Roles[0].Paths = []string{"x\n    terminating: true"}
+		},
+	} {
+		t.Run("Attack/M/"+name, func(t *testing.T) {
+			l, err := metadata.Targets().FromBytes(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spoil(l)
+			forged := *draft
+			forged.Parts = slices.Clone(draft.Parts)
+			if forged.Parts[part].Metadata, err = l.ToBytes(false); err != nil {
+				t.Fatal(err)
+			}
+			words, err := forged.Words()
+			for _, w := range words {
+				if strings.ContainsFunc(w, func(r rune) bool { return !unicode.IsPrint(r) }) {
+					t.Errorf("a person would read %q", w)
+				}
+			}
+			if strings.HasPrefix(name, "a name") && err == nil {
+				t.Errorf("taken: %q", words)
+			}
+		})
+	}
 	t.Run("Attack/M/a false list in force", func(t *testing.T) {
 		forged := *draft
 		forged.Targets = b

@@ -170,6 +170,13 @@ func (d *Draft) open() (have, proposal, error) {
 			return h, p, fmt.Errorf("%s %d would follow %d: the draft does not tell what it changes", role, l.Signed.Version, was.meta.Signed.Version)
 		}
 	}
+	for _, l := range p.lists {
+		for name := range l.Signed.Targets {
+			if err := checkPath(name); err != nil {
+				return h, p, err
+			}
+		}
+	}
 	for _, l := range append(slices.Collect(maps.Values(p.lists)), h.top()) {
 		if l != nil && (hasNil(l.Signed.Targets) || l.Signed.Delegations != nil && hasNil(l.Signed.Delegations.Keys)) {
 			return h, p, errors.New("list with a null in it")

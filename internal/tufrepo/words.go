@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
@@ -23,7 +25,7 @@ func (d *Draft) Words() ([]string, error) {
 		return nil, err
 	}
 	var out []string
-	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	say := func(format string, args ...any) { out = append(out, oneLine(fmt.Sprintf(format, args...))) }
 	for _, part := range d.Parts {
 		if part.Role == metadata.ROOT {
 			was, is := h.root.Signed, p.root.Signed
@@ -37,6 +39,17 @@ func (d *Draft) Words() ([]string, error) {
 		say("    digest of what is signed: %s", digest(canonical(part)))
 	}
 	return out, nil
+}
+
+// oneLine keeps what others named in its line: who prepares a draft must not
+// write lines of their own for a person to read.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
 }
 
 func listWords(say func(string, ...any), role string, h have, p proposal) {
