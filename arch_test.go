@@ -53,6 +53,7 @@ var layers = []layer{
 	{"internal/pki", withDurable, []string{"golang.org/x/crypto"}, noExec},
 	{"internal/translog", []string{"internal/fault"}, []string{"golang.org/x/mod/sumdb"}, rootBan},
 	{"internal/evidence", slices.Concat(nouns, []string{"internal/trust"}), nil, noIO},
+	{"internal/wirecall", withDurable, nil, noExec},
 	{"internal/token", withDurable, anyLib, noExec},
 	{"internal/keyfile", slices.Concat(withDurable, []string{"internal/token"}), anyLib, noExec},
 	{"internal/tufrepo", withDurable, anyLib, noExec},
@@ -90,7 +91,7 @@ var (
 	nouns = []string{"internal/fault", "internal/kernel", "internal/cve", "internal/window",
 		"internal/livepatch", "internal/coverage", "internal/fleet", "internal/wire", "internal/notice", "internal/stall", "internal/tracer", "internal/rollout"}
 	mechanisms = []string{"internal/durable", "internal/trust", "internal/trustsign", "internal/pki", "internal/conf",
-		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog", "internal/keyfile", "internal/token", "internal/evidence"}
+		"internal/cli", "internal/obs", "internal/tufrepo", "internal/tufclient", "internal/translog", "internal/keyfile", "internal/token", "internal/evidence", "internal/wirecall"}
 	nounsAndMechanisms = slices.Concat(nouns, mechanisms)
 	withDurable        = slices.Concat(nouns, []string{"internal/durable"})
 	rootMay            = []string{"internal/machine/klp", "internal/machine/loaderapi", "internal/trust",

@@ -28,6 +28,7 @@ import (
 	"klatch/internal/machine/agent"
 	"klatch/internal/pki"
 	"klatch/internal/wire"
+	"klatch/internal/wirecall"
 )
 
 // Client speaks to the server of the enrollment. Safe for concurrent use.
@@ -58,8 +59,6 @@ func (c credential) LogValue() slog.Value { return slog.StringValue(c.MachineID)
 const (
 	credentialFormat = "klatch-identity/1"
 	credentialFile   = "identity.json"
-	// callLimit bounds one call of the API; bodies are small.
-	callLimit = 30 * time.Second
 )
 
 // Open reads the credential in dir, if there is one.
@@ -104,7 +103,7 @@ func newClient(cfg *tls.Config) *http.Client {
 		Proxy: http.ProxyFromEnvironment, TLSClientConfig: cfg, ForceAttemptHTTP2: true,
 		// A machine speaks once an hour: nothing is kept open for long.
 		MaxIdleConnsPerHost: 1, IdleConnTimeout: 10 * time.Second,
-		TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: callLimit,
+		TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: wirecall.Limit,
 	}
 	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse // a redirect could lead a credential away
@@ -161,7 +160,7 @@ func (c *Client) Enroll(ctx context.Context, address string, token wire.Token, f
 	client := newClient(cfg)
 	defer client.CloseIdleConnections()
 	var answer wire.EnrollAnswer
-	if err := call(ctx, client, u.String()+"/v1/enroll", wire.EnrollRequest{Token: token, CSR: csr, Facts: f}, &answer); err != nil {
+	if err := calls(client).Post(ctx, u.String()+"/v1/enroll", wire.EnrollRequest{Token: token, CSR: csr, Facts: f}, &answer); err != nil {
 		return none, err
 	}
 	cred := credential{
@@ -257,7 +256,11 @@ func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	return call(ctx, client, base+path, in, out)
+	return calls(client).Post(ctx, base+path, in, out)
+}
+
+func calls(client *http.Client) wirecall.Caller {
+	return wirecall.Caller{HTTP: client, Again: "enroll again"}
 }
 
 func (c *Client) connection() (base string, client *http.Client, err error) {
@@ -268,76 +271,4 @@ func (c *Client) connection() (base string, client *http.Client, err error) {
 			WithHint("get a token from whoever runs the server: klatch enroll --server URL")
 	}
 	return c.cred.Server, c.http, nil
-}
-
-// call posts one request. A problem document comes back as its fault.
-func call(ctx context.Context, client *http.Client, address string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	answer, err := client.Do(req)
-	if err != nil {
-		return explain(address, err)
-	}
-	defer answer.Body.Close() //nolint:errcheck // read only
-	b, err := durable.ReadLimited(answer.Body, address, wire.MaxBody)
-	if err != nil {
-		return fault.New(fault.Unavailable, "server_unavailable", "%w", err)
-	}
-	if answer.StatusCode/100 != 2 {
-		return problem(address, answer.StatusCode, b)
-	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return fault.New(fault.Unavailable, "server_strange", "answer of %s is not what this version expects: %w", address, err).
-			WithHint("check that this is the address of a klatch-server, and not of something in between")
-	}
-	return nil
-}
-
-// problem reads an error answer (RFC 9457). Something in between, such as a
-// proxy, does not know our kinds; then the status decides.
-func problem(address string, status int, body []byte) error {
-	var p wire.Problem
-	known := json.Unmarshal(body, &p) == nil && fault.HTTPStatus(fault.New(p.Type, "", "x")) != 0
-	if !known {
-		kind := fault.Internal
-		switch {
-		case status == http.StatusForbidden || status == http.StatusUnauthorized:
-			kind = fault.Denied
-		case status >= 500 || status == http.StatusTooManyRequests || status/100 == 3:
-			kind = fault.Unavailable
-		}
-		return fault.New(kind, "server_strange", "%s answers with status %d", address, status).
-			WithHint("check that this is the address of a klatch-server, and not of something in between")
-	}
-	e := fault.New(p.Type, p.Code, "server: %.500s", p.Title)
-	e.Hint = p.Hint
-	return e
-}
-
-// explain tells a server that is away from one that is not ours.
-func explain(address string, err error) error {
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return f // of package pki: the wrong server
-	}
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // the address is in our text
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fault.New(fault.Untrusted, "server_untrusted", "connect to %s: %w", address, err).
-			WithHint("the server's certificate is not of the authority that this machine enrolled with; if it was replaced, enroll again")
-	}
-	return fault.New(fault.Unavailable, "server_unavailable", "connect to %s: %w", address, err).
-		WithHint("check the network and the server; it is tried again by itself")
 }

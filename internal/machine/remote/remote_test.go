@@ -182,7 +182,7 @@ func TestWhatIsInBetweenIsNotTheServer(t *testing.T) {
 			client := s.Client()
 			client.CheckRedirect = newClient(nil).CheckRedirect
 			var out wire.CheckAnswer
-			err := call(t.Context(), client, s.URL, wire.CheckRequest{}, &out)
+			err := calls(client).Post(t.Context(), s.URL, wire.CheckRequest{}, &out)
 			if fault.KindOf(err) != tt.kind || fault.CodeOf(err) != tt.code {
 				t.Errorf("err = %v: %s %s, want %s %s", err, fault.KindOf(err), fault.CodeOf(err), tt.kind, tt.code)
 			}

@@ -38,6 +38,7 @@ import (
 	"klatch/internal/kernel"
 	"klatch/internal/livepatch"
 	"klatch/internal/wire"
+	"klatch/internal/wirecall"
 )
 
 // Version is in every answer.
@@ -214,13 +215,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		return fault.New(fault.Unavailable, "server_unreachable", "%w", err)
 	}
 	if a.StatusCode >= 400 {
-		var p wire.Problem
-		if json.Unmarshal(b, &p) != nil || p.Type == "" {
-			return fmt.Errorf("%s %s: status %d", method, path, a.StatusCode)
-		}
-		e := fault.New(p.Type, p.Code, "%s", p.Title)
-		e.Hint = p.Hint
-		return e
+		return wirecall.Problem(c.BaseURL, a.StatusCode, b)
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("%s %s: answer: %w", method, path, err)

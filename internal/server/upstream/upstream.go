@@ -7,10 +7,8 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -24,6 +22,7 @@ import (
 	"klatch/internal/fault"
 	"klatch/internal/pki"
 	"klatch/internal/wire"
+	"klatch/internal/wirecall"
 )
 
 // Client reads from the server that the mirror joined.
@@ -49,8 +48,6 @@ func (c credential) LogValue() slog.Value { return slog.StringValue(c.MirrorID) 
 
 const (
 	credentialFormat = "klatch-mirror-identity/1" //nolint:gosec // a version word
-	// callLimit bounds one call of the API; bodies are small.
-	callLimit = 30 * time.Second
 )
 
 // Address checks how a person wrote a server's address.
@@ -84,7 +81,7 @@ func Join(ctx context.Context, path, address string, token wire.Token, name stri
 	client := newClient(cfg)
 	defer client.CloseIdleConnections()
 	var a wire.JoinAnswer
-	if err := call(ctx, client, u.String()+"/v1/join", wire.JoinRequest{Token: token, CSR: csr, Name: name}, &a); err != nil {
+	if err := calls(client).Post(ctx, u.String()+"/v1/join", wire.JoinRequest{Token: token, CSR: csr, Name: name}, &a); err != nil {
 		return nil, err
 	}
 	c := &Client{path: path}
@@ -158,7 +155,7 @@ func (c *Client) renew(ctx context.Context) error {
 		return err
 	}
 	var a wire.RenewAnswer
-	if err := call(ctx, c.http, c.cred.Server+"/v1/join/renew", wire.RenewRequest{CSR: csr}, &a); err != nil {
+	if err := calls(c.http).Post(ctx, c.cred.Server+"/v1/join/renew", wire.RenewRequest{CSR: csr}, &a); err != nil {
 		return err
 	}
 	c.http.CloseIdleConnections()
@@ -215,8 +212,7 @@ type refusals struct{ next *http.Transport }
 func (r refusals) RoundTrip(q *http.Request) (*http.Response, error) {
 	a, err := r.next.RoundTrip(q)
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return nil, fault.New(fault.Untrusted, "server_untrusted", "connect to %s: %w", q.URL.Host, err).
-			WithHint("the server's certificate is not of the authority that this mirror joined; if it was replaced, join again")
+		return nil, calls(nil).Explain(q.URL.Host, err)
 	}
 	if err != nil || a.StatusCode != http.StatusForbidden {
 		return a, err
@@ -226,83 +222,12 @@ func (r refusals) RoundTrip(q *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, problem(q.URL.Host, a.StatusCode, b)
+	return nil, wirecall.Problem(q.URL.Host, a.StatusCode, b)
 }
 
 // CloseIdleConnections is for http.Client.
 func (r refusals) CloseIdleConnections() { r.next.CloseIdleConnections() }
 
-// call posts one request. A problem document comes back as its fault.
-func call(ctx context.Context, client *http.Client, address string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	q.Header.Set("Content-Type", "application/json")
-	a, err := client.Do(q)
-	if err != nil {
-		return explain(address, err)
-	}
-	defer a.Body.Close() //nolint:errcheck // read only
-	b, err := durable.ReadLimited(a.Body, address, wire.MaxBody)
-	if err != nil {
-		return fault.New(fault.Unavailable, "server_unavailable", "%w", err)
-	}
-	if a.StatusCode/100 != 2 {
-		return problem(address, a.StatusCode, b)
-	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return strange(address, fault.Unavailable, a.StatusCode)
-	}
-	return nil
-}
-
-// problem reads an error answer (RFC 9457). Something in between, such as a
-// proxy, does not know our kinds.
-func problem(address string, status int, body []byte) error {
-	var p wire.Problem
-	if json.Unmarshal(body, &p) != nil || p.Title == "" || !known(p.Type) {
-		kind := fault.Unavailable
-		if status == http.StatusForbidden {
-			kind = fault.Denied
-		}
-		return strange(address, kind, status)
-	}
-	e := fault.New(p.Type, p.Code, "server %s: %.500s", address, p.Title)
-	e.Hint = p.Hint
-	return e
-}
-
-func known(k fault.Kind) bool {
-	switch k {
-	case fault.Invalid, fault.NotFound, fault.Conflict, fault.Denied, fault.Untrusted, fault.Unavailable, fault.Internal:
-		return true
-	}
-	return false
-}
-
-func strange(address string, kind fault.Kind, status int) error {
-	return fault.New(kind, "server_strange", "%s answers with status %d and not as this version expects", address, status).
-		WithHint("check that this is the address of a klatch-server, and not of something in between")
-}
-
-// explain tells a server that is away from one that is not ours.
-func explain(address string, err error) error {
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return f
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return fault.New(fault.Untrusted, "server_untrusted", "connect to %s: %w", address, err)
-	}
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // the address is in our text
-	}
-	return fault.New(fault.Unavailable, "server_unavailable", "connect to %s: %w", address, err).
-		WithHint("check the network and the server")
+func calls(client *http.Client) wirecall.Caller {
+	return wirecall.Caller{HTTP: client, Again: "join again"}
 }
