@@ -53,12 +53,12 @@ func (t *trial) checkEvidence(ctx context.Context) error {
 	}
 	policy, err := evidence.OpenPolicy(target, content, t.anchor.Profile)
 	if err != nil {
-		return stays(err)
+		return stays(forMachines(err))
 	}
 	path, _ := evidence.TargetPath(t.offer.Target)
 	file, err := t.snapshot.Fetch(ctx, path, evidence.MaxFile)
 	if fault.KindOf(err) == fault.NotFound {
-		return evidence.Refuse("no_evidence", "no evidence lies beside %.200s", t.offer.Target)
+		return forMachines(evidence.Refuse("no_evidence", "no evidence lies beside %.200s", t.offer.Target))
 	}
 	if err != nil {
 		return stays(err)
@@ -70,9 +70,16 @@ func (t *trial) checkEvidence(ctx context.Context) error {
 	if _, _, err := evidence.Judge(policy, evidence.Published{
 		Manifest: t.manifest, Module: module, File: file, Targets: t.snapshot.Beside(t.offer.Target), Now: t.start,
 	}); err != nil {
-		return err
+		return forMachines(err)
 	}
 	return t.sawPolicy(policy.Version)
+}
+
+// forMachines puts a next step for this machine's owner in the place of the
+// publisher's own.
+func forMachines(err error) error {
+	return fault.New(fault.KindOf(err), fault.CodeOf(err), "evidence: %w", err).
+		WithHint("tell the publisher this code; nothing is to be done here, and what is loaded stays (docs/reference/evidence.md)")
 }
 
 // checkPolicySeen keeps the policy from going back: an older one may name a

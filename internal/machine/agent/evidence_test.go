@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,6 +123,9 @@ func TestAttackEvidence(t *testing.T) {
 			}
 			if tr.journal().Evidence != nil {
 				t.Error("its policy is remembered")
+			}
+			if hint := fault.HintOf(err); strings.Contains(hint, "klatch-forge") || !strings.Contains(hint, "publisher") {
+				t.Errorf("a machine's owner is told: %s", hint)
 			}
 		})
 	}
